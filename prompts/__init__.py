@@ -1,0 +1,1 @@
+"""Contrast sets: one YAML file per trait. Data only; `mlxsteer.contrast` reads it."""

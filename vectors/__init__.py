@@ -1,0 +1,1 @@
+"""Ready vectors, `<model>/<name>.safetensors`. Data only; `mlxsteer.library` finds it."""
