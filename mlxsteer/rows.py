@@ -1,0 +1,195 @@
+"""Who is in a batch: each row's steering and phase, carried beside its prompt cache.
+
+mlx-lm moves a sequence's caches through merging, filtering, padding and splitting. `RowCache` is
+one more cache in that list, so the knowledge of which row is whose moves with them, and the model
+call can read it. Nothing here touches model arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mlxsteer.edits import PADDING
+from mlxsteer.plan import ANSWER, PROMPT, THINK, TOOL, Plan
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Token sequences that change the phase of what is generated; empty where a model has none."""
+
+    think_start: Tokens = ()
+    think_end: Tokens = ()
+    tool_start: Tokens = ()
+    tool_end: Tokens = ()
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Markers:
+        """The markers of an mlx-lm tokenizer."""
+
+        def tokens(name: str) -> Tokens:
+            return tuple(getattr(tokenizer, name, None) or ())
+
+        return cls(
+            tokens("think_start_tokens"),
+            tokens("think_end_tokens"),
+            tokens("tool_call_start_tokens"),
+            tokens("tool_call_end_tokens"),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.think_start or self.tool_start)
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, (self.think_start, self.think_end, self.tool_start, self.tool_end)))
+
+
+@dataclass
+class Control:
+    """What steers a sequence now. Shared by reference, so a new plan acts on the next token."""
+
+    plan: Plan | None = None
+
+
+@dataclass
+class Row:
+    """One sequence: its control, how long its prompt is, and where it stands.
+
+    first: the phase of the first generated token (ANSWER, or THINK when the prompt opens a
+    thought). seen: tokens already in the cache.
+    """
+
+    control: Control
+    prompt_length: int
+    first: int = ANSWER
+    markers: Markers = field(default_factory=Markers)
+    seen: int = 0
+    phase: int = 0
+    recent: Tokens = ()
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether its phase depends on which tokens come (costs one synchronisation each)."""
+        plan = self.control.plan
+        if not plan or not self.markers:
+            return False
+        return len({plan.stamp(phase) for phase in (THINK, ANSWER, TOOL)}) > 1
+
+    def phases(self, count: int, tokens: Sequence[int] | None) -> list[int]:
+        """The phases of the next `count` positions; moves on past them."""
+        found = [self._advance(tokens[i] if tokens is not None else None) for i in range(count)]
+        return found
+
+    def _advance(self, token: int | None) -> int:
+        position = self.seen
+        self.seen += 1
+        if position < self.prompt_length - 1:
+            return PROMPT
+        if position == self.prompt_length - 1:
+            self.phase = self.first
+            return PROMPT | self.first
+        if self.phase == 0:
+            self.phase = self.first
+        if token is not None and self.markers:
+            self._follow(token)
+        return self.phase
+
+    def _follow(self, token: int) -> None:
+        self.recent = (*self.recent, token)[-self.markers.longest :]
+
+        def ended_with(marker: Tokens) -> bool:
+            return bool(marker) and self.recent[-len(marker) :] == marker
+
+        if self.phase == TOOL:
+            if ended_with(self.markers.tool_end):
+                self.phase = ANSWER
+        elif ended_with(self.markers.tool_start):
+            self.phase = TOOL
+        elif ended_with(self.markers.think_end):
+            self.phase = ANSWER
+        elif ended_with(self.markers.think_start):
+            self.phase = THINK
+
+
+class RowCache:
+    """The rows of a batch, as one more entry of mlx-lm's list of caches."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = list(rows)
+        self._lengths: list[int] | None = None
+
+    # --- what the model call reads ---------------------------------------------------------
+
+    @property
+    def plans(self) -> list[Plan | None]:
+        return [row.control.plan for row in self.rows]
+
+    def take(self, tokens: Any) -> np.ndarray:
+        """Phases [B, T] of the positions of `tokens` [B, T]; padding is 0. Moves the rows on."""
+        batch, count = tokens.shape
+        values = tokens.tolist() if any(row.needs_tokens for row in self.rows) else None
+        phases = np.full((batch, count), PADDING, np.int64)
+        for index, row in enumerate(self.rows):
+            real = count
+            if self._lengths is not None:
+                real = max(0, min(count, self._lengths[index]))
+                self._lengths[index] -= real
+            row_tokens = values[index] if values is not None else None
+            phases[index, :real] = row.phases(real, row_tokens)
+        return phases
+
+    # --- mlx-lm's cache protocol -------------------------------------------------------------
+
+    @property
+    def state(self) -> list[Any]:
+        return []
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        if value:
+            raise ValueError("rows hold no arrays")
+
+    nbytes = 0
+
+    @property
+    def offset(self) -> int:
+        return self.rows[0].seen
+
+    def is_trimmable(self) -> bool:
+        return False
+
+    def empty(self) -> bool:
+        return all(row.seen == 0 for row in self.rows)
+
+    @classmethod
+    def merge(cls, caches: Sequence[RowCache]) -> RowCache:
+        return cls([row for cache in caches for row in cache.rows])
+
+    def extend(self, other: RowCache) -> None:
+        self.rows.extend(other.rows)
+
+    def filter(self, keep: Any) -> None:
+        keep = keep.tolist() if hasattr(keep, "tolist") else list(keep)
+        self.rows = [self.rows[index] for index in keep]
+
+    def extract(self, index: int) -> RowCache:
+        return RowCache([replace(self.rows[index])])
+
+    def prepare(self, *, lengths: Any = None, **padding: Any) -> None:
+        """The next positions are right-padded: row i holds `lengths[i]` real ones."""
+        self._lengths = list(lengths) if lengths is not None else None
+
+    def finalize(self) -> None:
+        self._lengths = None
+
+    def __deepcopy__(self, memo: Any) -> RowCache:
+        # Controls stay shared: a slider moved later must reach the row wherever it went.
+        copied = RowCache([replace(row) for row in self.rows])
+        copied._lengths = list(self._lengths) if self._lengths is not None else None
+        return copied
