@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -52,7 +53,6 @@ METRICS: dict[str, str | None] = {
 }
 
 _KEYS = (
-    "name",
     "description",
     "labels",
     "combine",
@@ -166,7 +166,9 @@ class ContrastSet:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise _Fault(
-                ("name",), f"{self.name!r} cannot be a name: use letters, digits, '-' and '_'."
+                ("name",),
+                f"{self.name!r} cannot be a name: use letters, digits, '-' and '_'."
+                " A set in a file has the file's name.",
             )
         _one_of(self.combine, COMBINES, ("combine",), "combine")
         _check_poles(self)
@@ -203,9 +205,8 @@ class ContrastSet:
         lines: dict[YamlPath, int] = {}
         try:
             data = _plain_yaml(text, lines)
-            if isinstance(data, dict):
-                data.setdefault("name", Path(source).stem)
-            return cls.from_dict(data)
+            _check_keys(data, _KEYS, ())
+            return cls.from_dict({"name": Path(source).stem, **data})
         except _Fault as fault:
             path = fault.path
             while path and path not in lines:
@@ -215,7 +216,7 @@ class ContrastSet:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ContrastSet:
         """The set held in the same keys as its YAML file, and `name`."""
-        _check_keys(data, _KEYS, ())
+        _check_keys(data, ("name", *_KEYS), ())
         combine = _text(data, "combine")
         _one_of(combine, COMBINES, ("combine",), "combine")
         paired = combine in ("texts", "answers")
@@ -346,6 +347,7 @@ def _read(path: Traversable, source: str) -> str:
         raise ContrastError(f"Cannot read {source}: {error.strerror or error}.") from error
 
 
+@cache
 def _common(key: str) -> tuple[str, ...]:
     """The questions that most bundled sets share."""
     source = "prompts/_questions.yaml"
@@ -361,8 +363,12 @@ def _plain_yaml(text: str, lines: dict[YamlPath, int]) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         lines[("yaml",)] = mark.line + 1 if mark else 1
-        raise _Fault(("yaml",), f"not valid YAML: {error.problem or error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _Fault(
+            ("yaml",),
+            f"not valid YAML: {error.problem or error}."
+            " A text that holds ': ' or ' #', or begins with a sign, goes in quotes.",
+        ) from error
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise _Fault((), f"not valid YAML: {error}.") from error
 
 
