@@ -109,6 +109,11 @@ class Metric:
             )
         if self.name.startswith("regex"):
             self.regex()
+        if self.name == "language" and not re.fullmatch("[a-z]{2}", self.pattern or ""):
+            raise _Fault(
+                ("metric", "pattern"),
+                f"{self.pattern!r} is not a language code of two letters, such as fr.",
+            )
 
     def regex(self) -> re.Pattern[str]:
         """The pattern as every part of the package matches it: any case, ^ and $ at lines."""
@@ -247,8 +252,8 @@ class ContrastSet:
     def pairs(self, n: int | None = None, seed: int = 0) -> list[Pair]:
         """The first `n` pairs (all when None) in the order that `seed` decides.
 
-        Every prefix is balanced: no question and no wording is used more than once oftener
-        than another, so 8 pairs already vary the wording. A longer `n` extends a shorter one.
+        However many are dealt, the uses of two questions, or of two wordings, differ by at
+        most one, so 8 pairs already vary the wording. More pairs begin with the fewer.
         Raises ContrastError when `n` is not in 1..max_pairs.
         """
         if n is None:

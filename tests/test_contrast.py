@@ -377,6 +377,7 @@ def test_missing_and_unreadable_files_are_clear(tmp_path: Path) -> None:
         ("direction: down", "pattern: x", 15, "takes no 'pattern'"),
         ("name: words", "name: regex_rate", 15, "needs a 'pattern'"),
         ("{name: words", "{name: regex_rate, pattern: '(a'", 15, "not a regular expression"),
+        ("{name: words", "{name: language, pattern: French", 15, "not a language code"),
         ("  - Use many words.\n", "", 10, "2 positive wordings but 1 negative"),
         ("  - Use many words.", "  - Use few words.", 12, "says the same in both poles"),
         ("  - Use few words.", "  - Be brief", 9, "given twice: items 1 and 2"),
