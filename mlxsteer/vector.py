@@ -1,4 +1,4 @@
-"""A steering vector: unit directions per layer, how long a shift they mean, and where they are from.
+"""A steering vector: unit directions per layer, the shift they mean, and where they come from.
 
 The data and its arithmetic; `vectorfile` reads and writes it, `plan` turns it into arrays for a
 forward pass. Knows nothing of models beyond the facts that a vector carries.
@@ -250,6 +250,8 @@ def combine(vectors: Iterable[SteeringVector], name: str | None = None) -> Steer
     Raises VectorError when they do not belong together or cancel.
     """
     parts = list(vectors)
+    if not parts:
+        raise VectorError("There is nothing to combine: give at least one vector.")
     first = parts[0]
     for other in parts[1:]:
         _check_summable(first, other)
@@ -282,8 +284,16 @@ def _from_sum(
     if not directions:
         raise VectorError(f"{name}: the vectors cancel; nothing is left to steer with.")
     share, gain = None, 1.0
+    about: dict[str, Any] = {
+        "parents": [part.name for part in parts],
+        "method": "combination",
+    }
+    if not first.about.get("n_layers_known", True):
+        about["n_layers_known"] = False
     if not raw and first.residual_norm is not None:
-        doses = magnitude / first.residual_norm
+        doses = np.zeros(first.n_layers)
+        acting = list(directions)
+        doses[acting] = magnitude[acting] / first.residual_norm[acting]
         share = (doses / doses.sum()).astype(np.float32)
         gain = float(doses.sum()) * EDGE / DEFAULT_DELTA
     # `r` multiplies by the gain too; the stored lengths are those of raw multiple 1.
@@ -296,7 +306,7 @@ def _from_sum(
         control_mean={},
         gain=gain,
         calibration=None,
-        about={"parents": [part.name for part in parts], "method": "combination"},
+        about=about,
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,13 @@ def read(path: Path) -> SteeringVector:
             f"{path} is not a vector file (.safetensors). Foreign formats come in with:"
             f" mlxsteer vectors import {path}"
         )
-    tensors, metadata = read_safetensors(path)
+    metadata = read_metadata(path)
     if HEADER_KEY not in metadata:
         raise VectorError(
             f"{path} holds tensors but not our description of them (op, site, layers). Say them:"
             f" mlxsteer vectors import {path} --op add --site residual --layers 10-19"
         )
+    tensors = read_safetensors(path)
     try:
         facts = json.loads(metadata[HEADER_KEY])
         return _assemble(facts, tensors, path)
@@ -73,13 +75,25 @@ def read(path: Path) -> SteeringVector:
         raise VectorError(f"{path}: the header is damaged ({error}). Get the file again.") from None
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """(tensors, header metadata) of any safetensors file; VectorError when it is damaged."""
+def read_safetensors(path: Path) -> dict[str, Array]:
+    """The tensors of any safetensors file; VectorError when it is damaged."""
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The header metadata of any safetensors file; VectorError when it is damaged."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise VectorError(f"There is no file {path}.")
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise VectorError(
             f"{path} is damaged or not a safetensors file ({error}). Get or make it again."
@@ -98,7 +112,7 @@ def refuse_pickle(path: Path) -> None:
             f"{path} is a Python pickle, which can run code when it is read, so it is refused."
             " Where you trust it, convert it there: load it with torch, save the arrays with"
             " safetensors (layer.0, layer.1, …), then: mlxsteer vectors import FILE.safetensors"
-            " --op add --site residual"
+            " --op add --site residual --layers 0-29"
         )
 
 
