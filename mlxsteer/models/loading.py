@@ -1,0 +1,432 @@
+"""From what a user calls a model to a model in memory.
+
+`resolve_model` turns a name into a folder (alias, folder, Hub repo, configured default) without
+importing mlx; `load_model_and_tokenizer` loads the folder through mlx-lm. Neither knows of
+steering, and no code from a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxsteer.errors import MlxsteerError, ModelError, near_matches
+from mlxsteer.files import cache_dir, home_dir
+from mlxsteer.models import demo, memory
+from mlxsteer.models.folder import Folder, check_folder, read_config
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+DEMO = "demo"
+V4_FLASH = "v4-flash"
+ALIASES = (DEMO, V4_FLASH)
+V4_FLASH_FOLDERS = "DeepSeek-V4-Flash*"
+REPO_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+DTYPES = ("float32", "float16", "bfloat16")
+OWN_ARCHITECTURES = {"deepseek_v4": "mlxsteer.models.deepseek_v4"}
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A folder to load. `label` names the model in messages and vector files; `why` is a sentence
+    that says how the name led here; `revision` is a Hub commit or the demo file's checksum."""
+
+    path: Path
+    label: str
+    alias: str | None
+    revision: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory. `dtype` is the type that activations are computed in."""
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    config: dict[str, Any]
+    path: Path
+    dtype: str
+
+
+# Names
+
+
+def resolve_model(name: str | None, *, allow_download: bool = True) -> ResolvedModel:
+    """Find the model that `name` means; None is the user's default.
+
+    Order: alias, folder, Hub repo. `allow_download=False` finds only what is on this machine.
+    Raises ModelError naming near matches when nothing fits.
+    """
+    if name is None:
+        return _default(allow_download)
+    settings = user_settings()
+    if target := settings.get("aliases", {}).get(name):
+        found = _located(str(target), allow_download)
+        why = f"{name} is {target} in {settings_file()}."
+        return ResolvedModel(found.path, found.label, name, found.revision, why)
+    return _located(name, allow_download)
+
+
+def _default(allow_download: bool) -> ResolvedModel:
+    if chosen := user_settings().get("model"):
+        found = resolve_model(str(chosen), allow_download=allow_download)
+        why = f"No --model given: using {chosen}, the default in {settings_file()}."
+    elif V4_FLASH in user_settings().get("aliases", {}) or v4_flash_folders():
+        found = resolve_model(V4_FLASH, allow_download=allow_download)
+        why = f"No --model given: using the converted V4-Flash in {found.path}."
+    else:
+        found = _demo(allow_download)
+        why = f"No --model given and no V4-Flash converted: using the demo model, {demo.LABEL}."
+    return ResolvedModel(found.path, found.label, found.alias, found.revision, why)
+
+
+def _located(name: str, allow_download: bool) -> ResolvedModel:
+    if name == DEMO:
+        return _demo(allow_download)
+    if name == V4_FLASH:
+        return _v4_flash()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        label = path.resolve().name
+        return ResolvedModel(path, label, None, None, f"{name} is a folder.")
+    if path.is_file():
+        raise ModelError(f"{path} is a file. Give the model's folder: {path.parent}")
+    if REPO_NAME.fullmatch(name) and not path.parent.is_dir():
+        from mlxsteer.models.hub import fetch_model
+
+        snapshot, commit = fetch_model(name, allow_download=allow_download)
+        return ResolvedModel(snapshot, name, None, commit, f"{name} is a Hub repo.")
+    raise ModelError(_unknown(name, path))
+
+
+def _unknown(name: str, path: Path) -> str:
+    if "/" in name or name.startswith((".", "~")):
+        siblings = _folder_names(path.parent)
+        return (
+            f"There is no folder {name}.{near_matches(path.name, siblings)} --model takes a"
+            f" folder, a Hub repo (owner/name) or one of: {', '.join(ALIASES)}."
+        )
+    own = user_settings().get("aliases", {})
+    known = [*ALIASES, *own, *_folder_names(Path())]
+    return (
+        f"There is no model {name!r}.{near_matches(name, known)} --model takes a folder, a Hub"
+        f" repo (owner/name) or one of: {', '.join([*ALIASES, *own])}."
+    )
+
+
+def _folder_names(parent: Path) -> list[str]:
+    try:
+        return [entry.name for entry in parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _demo(allow_download: bool) -> ResolvedModel:
+    if not allow_download and not demo.is_made(demo.demo_folder()):
+        raise ModelError("The demo model is not here yet. Run `mlxsteer models pull demo`.")
+    path = demo.demo_path()
+    revision = f"sha256:{demo.GGUF_SHA256[:16]}"
+    return ResolvedModel(path, demo.LABEL, DEMO, revision, f"demo is {demo.LABEL}.")
+
+
+def v4_flash_folders() -> list[Path]:
+    """Converted V4-Flash folders in the cache, the newest first."""
+    found = [
+        path for path in (cache_dir() / "models").glob(V4_FLASH_FOLDERS) if _is_v4_folder(path)
+    ]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _is_v4_folder(path: Path) -> bool:
+    try:
+        return read_config(path)["model_type"] == "deepseek_v4"
+    except ModelError:
+        return False  # another program's folder, or a conversion that has not finished
+
+
+def _v4_flash() -> ResolvedModel:
+    folders = v4_flash_folders()
+    if not folders:
+        raise ModelError(
+            f"There is no converted DeepSeek-V4-Flash in {cache_dir() / 'models'}. Run `mlxsteer"
+            f" convert`, or name its folder in {settings_file()}: `aliases: {{v4-flash: FOLDER}}`."
+        )
+    path = folders[0]
+    why = f"v4-flash is {path.name}" + (", the newest converted." if folders[1:] else ".")
+    return ResolvedModel(path, path.name, V4_FLASH, None, why)
+
+
+def settings_file() -> Path:
+    """The user's settings: `model`, their default, and `aliases`, names for folders or repos."""
+    return home_dir() / "config.yaml"
+
+
+def user_settings() -> dict[str, Any]:
+    """The settings file's contents, empty when there is none. ModelError when it is broken."""
+    file = settings_file()
+    if not file.is_file():
+        return {}
+    import yaml
+
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file} is not valid YAML: {error}. Correct it.") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("aliases", {}), dict):
+        raise ModelError(
+            f"{file} must be a mapping such as `model: demo`, and `aliases`, if there, a mapping"
+            " of names to folders or Hub repos."
+        )
+    return settings
+
+
+# Loading
+
+
+def load_model_and_tokenizer(
+    path: Path,
+    *,
+    dtype: str | None = None,
+    activation_rounding: bool | None = None,
+    force: bool = False,
+) -> Loaded:
+    """Load the model folder at `path`.
+
+    `dtype` None computes in the stored type on Metal, and in float32 on CPU, where quantised
+    matrices of ordinary models are also unpacked to float32 if they fit: half precision and
+    packed products are several times slower there. A given `dtype` casts every floating
+    parameter, and never a packed one. `activation_rounding` is DeepSeek-V4's own switch.
+    `force` overrules the memory check.
+
+    Raises ModelError for a folder that cannot be loaded, does not fit, or would run code.
+    """
+    from mlxsteer import _blas
+
+    _blas.preload()  # before mlx, whose products bind to the first BLAS in the process
+    import mlx.core as mx
+
+    folder = check_folder(path)
+    classes = model_classes(folder.config)
+    overrides = _rounding_override(folder, classes, activation_rounding)
+    target = _target_dtype(dtype)
+    _check_memory(folder, target, force)
+    model, config = _load_weights(folder, classes, overrides)
+    if target is not None:
+        cast_floats(model, target, keep_float32=_is_own(folder))
+    if target == mx.float32 and _on_cpu() and not _is_own(folder):
+        unpack_where_it_fits(model, folder.config)
+    _evaluate(model, path)
+    tokenizer = _load_tokenizer(path, config)
+    return Loaded(model, tokenizer, config, path, _activation_dtype(model))
+
+
+def model_classes(config: dict[str, Any]) -> tuple[type, type]:
+    """The model and argument classes for a config: ours, else mlx-lm's. ModelError when none."""
+    kind = config["model_type"]
+    if own := OWN_ARCHITECTURES.get(kind):
+        module = importlib.import_module(own)
+        return module.Model, module.ModelArgs
+    from mlx_lm.utils import _get_classes
+
+    try:
+        return _get_classes(config)
+    except (ValueError, AttributeError) as error:
+        import mlx_lm.models
+
+        known = [module.name for module in pkgutil.iter_modules(mlx_lm.models.__path__)]
+        raise ModelError(
+            f"The architecture {kind!r} is not one that mlx-lm or mlxsteer can run."
+            f"{near_matches(kind, [*known, *OWN_ARCHITECTURES])} A newer mlx-lm may know it:"
+            " `pip install -U mlx-lm`."
+        ) from error
+
+
+def _is_own(folder: Folder) -> bool:
+    return folder.config["model_type"] in OWN_ARCHITECTURES
+
+
+def _rounding_override(
+    folder: Folder, classes: tuple[type, type], activation_rounding: bool | None
+) -> dict[str, Any]:
+    if activation_rounding is None:
+        return {}
+    arguments = classes[1]
+    names = {f.name for f in fields(arguments)} if is_dataclass(arguments) else set()
+    if "activation_rounding" not in names:
+        raise ModelError(
+            f"activation_rounding is a switch of DeepSeek-V4; {folder.path.name}"
+            f" ({folder.config['model_type']}) has none. Leave it out."
+        )
+    return {"activation_rounding": activation_rounding}
+
+
+def _load_weights(
+    folder: Folder, classes: tuple[type, type], overrides: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    from mlx_lm.utils import load_model
+
+    def get_classes(config: dict[str, Any]) -> tuple[type, type]:
+        return classes
+
+    # Lazy: parameters are read as they are cast, so both copies never exist at once.
+    return _explained(
+        folder.path,
+        lambda: load_model(
+            folder.path, lazy=True, model_config=overrides, get_model_classes=get_classes
+        ),
+    )
+
+
+def _evaluate(model: nn.Module, path: Path) -> None:
+    import mlx.core as mx
+
+    _explained(path, lambda: mx.eval(model.parameters()))
+
+
+def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
+    from mlx_lm.utils import load_tokenizer
+
+    return _explained(
+        path,
+        lambda: load_tokenizer(
+            path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+        ),
+    )
+
+
+def _explained(path: Path, step: Callable[[], Any]) -> Any:
+    try:
+        return step()
+    except MlxsteerError:
+        raise
+    except Exception as error:  # each architecture and tokenizer fails in its own way
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"{path} cannot be loaded: {lines[0]} ({type(error).__name__}). Its config, weights"
+            " and tokenizer do not fit together; fetch or convert the model again."
+        ) from error
+
+
+# Types and memory
+
+
+def _on_cpu() -> bool:
+    import mlx.core as mx
+
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+def _target_dtype(dtype: str | None) -> mx.Dtype | None:
+    import mlx.core as mx
+
+    if dtype is None:
+        return mx.float32 if _on_cpu() else None
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"There is no dtype {dtype!r}.{near_matches(dtype, DTYPES)} Use one of:"
+            f" {', '.join(DTYPES)}, or leave it out."
+        )
+    return getattr(mx, dtype)
+
+
+def _check_memory(folder: Folder, target: mx.Dtype | None, force: bool) -> None:
+    size = target.size if target is not None else None
+    need = memory.estimate(folder.config, folder.weight_bytes(size), element_bytes=size or 2)
+    memory.check(need, label=folder.path.name, force=force)
+
+
+def cast_floats(model: nn.Module, dtype: mx.Dtype, *, keep_float32: bool = False) -> None:
+    """Cast the floating parameters; packed integers stay, as does what the model pins.
+
+    `keep_float32` leaves parameters that are stored in float32 as they are: DeepSeek-V4's
+    mixing matrices and router biases lose their meaning in half precision.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_map_with_path
+
+    may_cast = getattr(model, "cast_predicate", None) or (lambda path: True)
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        pinned = (keep_float32 and array.dtype == mx.float32) or not may_cast(path)
+        wanted = mx.issubdtype(array.dtype, mx.floating) and not pinned
+        return array.astype(dtype) if wanted else array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def unpack_where_it_fits(model: nn.Module, config: dict[str, Any]) -> bool:
+    """Replace quantised matrices and embeddings by float32 ones, if memory allows; say whether.
+
+    Experts stay packed: they are most of a model's bytes, and few are read per token.
+    """
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    packed = _packed_modules(model)
+    parameters: Any = tree_flatten(model.parameters())
+    stored = sum(array.nbytes for _, array in parameters)
+    unpacked = sum(4 * module.weight.size * 32 // module.bits for _, module in packed)
+    # Both copies: for a moment they exist together.
+    need = memory.estimate(config, stored + unpacked, element_bytes=4)
+    if not packed or not memory.fits(need):
+        return False
+    model.update_modules(tree_unflatten([(name, _unpacked(module)) for name, module in packed]))
+    return True
+
+
+def _packed_modules(model: nn.Module) -> list[tuple[str, Any]]:
+    import mlx.nn as nn
+
+    kinds = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        # A global scale (nvfp4) is applied inside the packed product; such a layer stays.
+        if isinstance(module, kinds) and "global_scale" not in module
+    ]
+
+
+def _unpacked(module: Any) -> nn.Module:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    weight = mx.dequantize(
+        module.weight,
+        module.scales,
+        module.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
+        dtype=mx.float32,
+    )
+    # Built with one row, then given its weight: a full-size random start would cost time.
+    if isinstance(module, nn.QuantizedEmbedding):
+        plain: nn.Module = nn.Embedding(1, 1)
+    else:
+        plain = nn.Linear(1, 1, bias="bias" in module)
+        if "bias" in module:
+            plain.bias = module.bias
+    plain.weight = weight
+    return plain
+
+
+def _activation_dtype(model: nn.Module) -> str:
+    """The type of what the embedding puts out; bfloat16 for the microscaling formats."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    parameters: Any = tree_flatten(model.parameters())
+    floating = [
+        (name, array) for name, array in parameters if mx.issubdtype(array.dtype, mx.floating)
+    ]
+    embedding = [array for name, array in floating if "embed" in name]
+    chosen = embedding or [array for _, array in floating]
+    return str(chosen[0].dtype).removeprefix("mlx.core.") if chosen else "bfloat16"
