@@ -1,0 +1,256 @@
+"""Attention over a window of recent tokens and compressed rows of the past (spec C.4).
+
+K and V are one row for all heads. Prefill goes tile by tile, queries included, so that memory
+does not grow with tokens times context; a decode step reads the cache's buffer where it lies.
+Scores, softmax and sums run in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.mla import MultiLinear
+
+from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
+from mlxsteer.models.deepseek_v4.compressor import Compressor
+from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
+from mlxsteer.models.deepseek_v4.indexer import Indexer
+from mlxsteer.models.deepseek_v4.positions import Span, pick
+from mlxsteer.models.deepseek_v4.rope import Rope
+from mlxsteer.models.deepseek_v4.rounding import round_kv
+
+TILE = 128  # queries at once
+GATHER_TILE = 32  # queries at once where each has rows of its own
+
+
+class Rows(NamedTuple):
+    """Rows to attend to: [B, K, d] shared by all queries, or [B, t, K, d] one set per query.
+
+    mask [B or 1, t, K]: True where a query may look; None: everywhere.
+    """
+
+    rows: mx.array
+    mask: mx.array | None = None
+
+
+def _dots(q: mx.array, rows: mx.array) -> mx.array:
+    """q [B, H, t, d] with Rows.rows -> [B, H, t, K]."""
+    B, H, t, d = q.shape
+    if rows.ndim == 3:
+        return (q.reshape(B, H * t, d) @ rows.swapaxes(-1, -2)).reshape(B, H, t, -1)
+    return (q.swapaxes(1, 2) @ rows.swapaxes(-1, -2)).swapaxes(1, 2)
+
+
+def _mix(p: mx.array, rows: mx.array) -> mx.array:
+    """Weights p [B, H, t, K] with Rows.rows -> [B, H, t, d]."""
+    B, H, t, K = p.shape
+    if rows.ndim == 3:
+        return (p.reshape(B, H * t, K) @ rows).reshape(B, H, t, -1)
+    return (p.swapaxes(1, 2) @ rows).swapaxes(1, 2)
+
+
+def attend(q: mx.array, parts: list[Rows], sink: mx.array) -> mx.array:
+    """Softmax attention over all parts together, with a sink that takes weight and gives nothing.
+
+    q [B, H, t, d] float32, scaled; sink [H] -> [B, H, t, d] float32. The sink's share follows
+    from the log of the sum: `e^s / (sum + e^s) = sigmoid(s - log sum)`.
+    """
+    rows = [part.rows.astype(mx.float32) for part in parts]
+    scores = []
+    for part, r in zip(parts, rows, strict=True):
+        s = _dots(q, r)
+        scores.append(s if part.mask is None else mx.where(part.mask[:, None], s, -mx.inf))
+    together = scores[0] if len(scores) == 1 else mx.concatenate(scores, axis=-1)
+    p = mx.softmax(together, axis=-1)
+    edges = [r.shape[-2] for r in rows]
+    shares = mx.split(p, [sum(edges[: i + 1]) for i in range(len(edges) - 1)], axis=-1)
+    out = _mix(shares[0], rows[0])
+    for share, r in zip(shares[1:], rows[1:], strict=True):
+        out = out + _mix(share, r)
+    kept = mx.sigmoid(mx.logsumexp(together, axis=-1, keepdims=True) - sink[:, None, None])
+    return out * kept
+
+
+def band(t: int, W: int) -> mx.array:
+    """[1, t, t+W-1] True where query i sees key j of `[W-1 before | t own]`: i <= j < i+W."""
+    i, j = mx.arange(t)[:, None], mx.arange(t + W - 1)[None]
+    return ((i <= j) & (j < i + W))[None]
+
+
+class Attention(nn.Module):
+    """One layer's attention; its kind follows from the layer's compress ratio."""
+
+    def __init__(self, args: ModelArgs, layer: int):
+        super().__init__()
+        D, H, d = args.hidden_size, args.num_attention_heads, args.head_dim
+        self._args, self._ratio = args, args.compress_ratios[layer]
+        self._eps, self._scale = args.rms_norm_eps, d**-0.5
+        self._rope = Rope(args, self._ratio, d)
+        self._heads, self._groups = H, args.o_groups
+        self.wq_a = nn.Linear(D, args.q_lora_rank, bias=False)
+        self.q_norm = nn.RMSNorm(args.q_lora_rank, eps=args.rms_norm_eps)
+        self.wq_b = nn.Linear(args.q_lora_rank, H * d, bias=False)
+        self.wkv = nn.Linear(D, d, bias=False)
+        self.kv_norm = nn.RMSNorm(d, eps=args.rms_norm_eps)
+        self.wo_a = MultiLinear(H * d // args.o_groups, args.o_lora_rank, args.o_groups)
+        self.wo_b = nn.Linear(args.o_groups * args.o_lora_rank, D, bias=False)
+        self.attn_sink = mx.zeros((H,))
+        if self._ratio:
+            self.compressor = Compressor(args, self._ratio, d)
+        if self._ratio == SPARSE:
+            self.indexer = Indexer(args)
+
+    def __call__(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array:
+        """x [B, T, D], normed -> [B, T, D]. Stores the tokens in `cache`."""
+        cache.begin(span, x.dtype)
+        qr = self.q_norm(self.wq_a(x))
+        kv = self._row(self.kv_norm(self.wkv(x)), span.offset)
+        if self._ratio:
+            self._compress(x, cache, span)
+        run = self._decode if span.is_step else self._prefill
+        out = run(x, qr, kv, cache, span)
+        cache.advance(span)
+        return out
+
+    def _row(self, rows: mx.array, offset: int | mx.array, step: int = 1) -> mx.array:
+        """Normed rows [B, N, d] given their positions, and rounded."""
+        rows = self._rope(rows, offset, step=step)
+        return round_kv(rows, self._args.nope_head_dim) if self._args.activation_rounding else rows
+
+    def _compress(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> None:
+        """Store the rows and index keys of the windows that these tokens fill."""
+        m = self._ratio
+        rows = self.compressor(x, cache.open, span)
+        keys = self.indexer.compressor(x, cache.open_keys, span) if m == SPARSE else None
+        if rows is None:
+            return
+        first = [s // m for s in span.starts]
+        at = first[0] if len(set(first)) == 1 else mx.array(first, dtype=mx.int32)
+        rows = self._row(rows, at, step=m)
+        keys = None if keys is None else self.indexer.finish_keys(keys, at)
+        full = [b for b, end in enumerate(span.ends) if end // m > first[b]]
+        if span.is_step and len(full) < span.B:
+            cache.append_some(full, first, rows, keys)
+        else:
+            cache.append(first, rows, keys)
+
+    def _queries(self, qr: mx.array, offset: int | mx.array) -> mx.array:
+        """qr [B, t, q_lora_rank] -> [B, H, t, d] float32, normed per head, turned, scaled."""
+        q = mx.unflatten(self.wq_b(qr), -1, (self._heads, -1)).astype(mx.float32)
+        q = mx.fast.rms_norm(q, None, self._eps).swapaxes(1, 2)
+        return self._rope(q, offset) * self._scale
+
+    def _output(self, o: mx.array, offset: int | mx.array, dtype: mx.Dtype) -> mx.array:
+        """Heads o [B, H, t, d] turned back and projected in groups -> [B, t, D]."""
+        B, H, t, d = o.shape
+        o = self._rope(o, offset, inverse=True).astype(dtype)
+        o = o.reshape(B, self._groups, H // self._groups, t, d).swapaxes(2, 3)
+        o = self.wo_a(o.reshape(B, self._groups, t, -1))
+        return self.wo_b(o.swapaxes(1, 2).reshape(B, t, -1))
+
+    # -- one token per row ------------------------------------------------------------------
+
+    def _decode(
+        self, x: mx.array, qr: mx.array, kv: mx.array, cache: DeepseekV4Cache, span: Span
+    ) -> mx.array:
+        cache.write_ring(span, kv)
+        q = self._queries(qr, span.offset)
+        o = attend(q, [self._decode_rows(x, qr, cache, span)], self.attn_sink)
+        return self._output(o, span.offset, x.dtype)
+
+    def _decode_rows(self, x: mx.array, qr: mx.array, cache: DeepseekV4Cache, span: Span) -> Rows:
+        """The ring and the chosen compressed rows, of one buffer."""
+        assert cache.kv is not None
+        W, m, k = self._args.sliding_window, self._ratio, self._args.index_topk
+        R = span.visible(m, 0) if m else 0
+        if m != SPARSE or k >= R:
+            return Rows(cache.kv[:, : W + R], self._decode_mask(span, mx.arange(W + R)[None, None]))
+        assert cache.keys is not None
+        seen = None if span.aligned else span.visible_counts(m, 0, 1)
+        best = self.indexer.select(x, qr, cache.keys[:, :R], span.offset, seen) + W
+        ring = mx.broadcast_to(mx.arange(W, dtype=best.dtype), (span.B, 1, W))
+        chosen = mx.concatenate([ring, best], axis=-1)
+        return Rows(pick_rows(cache.kv, chosen[:, 0]), self._decode_mask(span, chosen))
+
+    def _decode_mask(self, span: Span, index: mx.array) -> mx.array | None:
+        """[B or 1, 1, K] which of the buffer slots `index` hold something for each row."""
+        W, m = self._args.sliding_window, self._ratio
+        if span.aligned and span.ends[0] >= W:
+            return None
+        ends = mx.array(span.ends[:1] if span.aligned else span.ends)[:, None, None]
+        return mx.where(index < W, index < ends, index - W < (ends // m if m else 0))
+
+    # -- many tokens ------------------------------------------------------------------------
+
+    def _prefill(
+        self, x: mx.array, qr: mx.array, kv: mx.array, cache: DeepseekV4Cache, span: Span
+    ) -> mx.array:
+        near = mx.concatenate([cache.ring_in_order(span), kv], axis=1)
+        tiles, i0 = [], 0
+        while i0 < span.T:
+            size = GATHER_TILE if self._is_sparse(span, i0) else TILE
+            i1 = min(i0 + size, span.T)
+            if not self._is_sparse(span, i0) and self._is_sparse(span, i1 - 1):
+                i1 = next(i for i in range(i0 + 1, i1 + 1) if self._is_sparse(span, i))
+            tiles.append(self._tile(x, qr, near, cache, span, i0, i1))
+            i0 = i1
+        cache.set_ring(pick(near, span.ring_sources(self._args.sliding_window)))
+        return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=1)
+
+    def _is_sparse(self, span: Span, i: int) -> bool:
+        """Whether any query at token `i` sees more rows than it may attend to."""
+        return self._ratio == SPARSE and span.visible(SPARSE, i) > self._args.index_topk
+
+    def _tile(
+        self,
+        x: mx.array,
+        qr: mx.array,
+        near: mx.array,
+        cache: DeepseekV4Cache,
+        span: Span,
+        i0: int,
+        i1: int,
+    ) -> mx.array:
+        """Attention output of tokens i0..i1, [B, i1-i0, D]."""
+        W, t = self._args.sliding_window, i1 - i0
+        mask = band(t, W)
+        unwritten = span.unwritten(W, i0 + 1, t + W - 1)
+        if unwritten is not None:
+            mask = mask & unwritten
+        parts = [Rows(near[:, i0 + 1 : i1 + W], mask)]
+        offset = span.shifted(i0)
+        if self._ratio and (R := span.visible(self._ratio, t + i0 - 1)):
+            parts.append(self._far(x[:, i0:i1], qr[:, i0:i1], cache, span, i0, i1, R))
+        o = attend(self._queries(qr[:, i0:i1], offset), parts, self.attn_sink)
+        return self._output(o, offset, x.dtype)
+
+    def _far(
+        self,
+        x: mx.array,
+        qr: mx.array,
+        cache: DeepseekV4Cache,
+        span: Span,
+        i0: int,
+        i1: int,
+        R: int,
+    ) -> Rows:
+        """The compressed rows for tokens i0..i1: all that are visible, or each token's best."""
+        assert cache.kv is not None
+        W = self._args.sliding_window
+        rows = cache.kv[:, W : W + R]
+        seen = span.visible_counts(self._ratio, i0, i1)
+        if not self._is_sparse(span, i1 - 1):
+            return Rows(rows, mx.arange(R) < seen[..., None])
+        assert cache.keys is not None
+        best = self.indexer.select(x, qr, cache.keys[:, :R], span.shifted(i0), seen)
+        chosen = pick_rows(rows, mx.flatten(best, 1, 2))
+        return Rows(mx.unflatten(chosen, 1, best.shape[1:]), best < seen[..., None])
+
+
+def pick_rows(rows: mx.array, index: mx.array) -> mx.array:
+    """rows [B, R, d] at index [B, n] -> [B, n, d]."""
+    if rows.shape[0] == 1:
+        return rows[:, index[0]]
+    return mx.take_along_axis(rows, index[..., None], axis=1)

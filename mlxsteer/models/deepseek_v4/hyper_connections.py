@@ -1,0 +1,88 @@
+"""Hyper-connections: four residual streams, read through gates and mixed by a 4x4 matrix.
+
+Spec C.1 to C.3. The mixing matrix is made column-stochastic by Sinkhorn steps, which is why a
+vector added to all four streams is carried unchanged through every later layer. All float32.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxsteer.models.deepseek_v4.config import ModelArgs
+
+
+def sinkhorn(C: mx.array, iterations: int, eps: float) -> mx.array:
+    """`C` [..., source, destination] with columns, rows, ..., columns normalised in turn."""
+    C = C / (C.sum(axis=-2, keepdims=True) + eps)
+    for _ in range(iterations - 1):
+        C = C / (C.sum(axis=-1, keepdims=True) + eps)
+        C = C / (C.sum(axis=-2, keepdims=True) + eps)
+    return C
+
+
+def gates(
+    u: mx.array, scale: mx.array, base: mx.array, n: int, iterations: int, eps: float
+) -> tuple[mx.array, mx.array, mx.array]:
+    """From the projection `u` [..., n*(n+2)]: pre [..., n], post [..., n], C [..., n, n]."""
+    pre = mx.sigmoid(u[..., :n] * scale[0] + base[:n]) + eps
+    post = 2 * mx.sigmoid(u[..., n : 2 * n] * scale[1] + base[n : 2 * n])
+    logits = u[..., 2 * n :] * scale[2] + base[2 * n :]
+    C = mx.softmax(mx.unflatten(logits, -1, (n, n)), axis=-1) + eps
+    return pre, post, sinkhorn(C, iterations, eps)
+
+
+def normed_projection(X: mx.array, fn: mx.array, eps: float) -> mx.array:
+    """`fn` times the RMS-normalised flattened streams. X [B, T, n, D] float32 -> [B, T, out]."""
+    z = mx.fast.rms_norm(mx.flatten(X, -2, -1), None, eps)
+    return z @ fn.T
+
+
+def collapse(weights: mx.array, X: mx.array) -> mx.array:
+    """The weighted sum of streams. weights [B, T, n], X [B, T, n, D] -> [B, T, D]."""
+    return (weights[..., None, :] @ X).squeeze(-2)
+
+
+def expand(out: mx.array, X: mx.array, post: mx.array, C: mx.array) -> mx.array:
+    """hc_post: `Y_k = post_k out + sum_j C[j,k] X_j`, float32. out [B, T, D] -> [B, T, n, D]."""
+    written = post[..., None] * out.astype(mx.float32)[..., None, :]
+    return mx.addmm(written, C.swapaxes(-1, -2), X.astype(mx.float32))
+
+
+class HyperConnection(nn.Module):
+    """The front of one sublayer: what it reads, how its output is spread, how streams mix."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        n, D = args.hc_mult, args.hidden_size
+        self.fn = mx.zeros((n * (n + 2), n * D))
+        self.base = mx.zeros((n * (n + 2),))
+        self.scale = mx.ones((3,))
+        self._constants = (n, args.hc_sinkhorn_iters, args.hc_eps)
+        self._norm_eps = args.rms_norm_eps
+
+    def __call__(self, X: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """X [B, T, n, D] -> the sublayer's input [B, T, D] in X's dtype, post, C."""
+        X32 = X.astype(mx.float32)
+        u = normed_projection(X32, self.fn, self._norm_eps)
+        pre, post, C = gates(u, self.scale, self.base, *self._constants)
+        return collapse(pre, X32).astype(X.dtype), post, C
+
+
+class HyperHead(nn.Module):
+    """The four streams collapsed to one before the final norm (spec C.3)."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        n, D = args.hc_mult, args.hidden_size
+        self.fn = mx.zeros((n, n * D))
+        self.base = mx.zeros((n,))
+        self.scale = mx.ones((1,))
+        self._norm_eps, self._eps = args.rms_norm_eps, args.hc_eps
+
+    def __call__(self, X: mx.array) -> mx.array:
+        """X [B, T, n, D] -> [B, T, D] in X's dtype."""
+        X32 = X.astype(mx.float32)
+        u = normed_projection(X32, self.fn, self._norm_eps)
+        w = mx.sigmoid(u * self.scale[0] + self.base) + self._eps
+        return collapse(w, X32).astype(X.dtype)

@@ -1,0 +1,78 @@
+"""The index that chooses which compressed rows a query attends to (spec C.6). Exact top-k.
+
+Scores are made block by block, so that memory does not grow with heads times context.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxsteer.models.deepseek_v4.compressor import Compressor
+from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
+from mlxsteer.models.deepseek_v4.rope import Rope
+from mlxsteer.models.deepseek_v4.rounding import round_index
+
+SCORE_BLOCK = 2048  # index rows scored at once
+
+
+def index_scores(q: mx.array, weights: mx.array, keys: mx.array) -> mx.array:
+    """`sum_h w_h relu(q_h . K)`. q [B, h, t, c], weights [B, t, h], keys [B, R, c] -> [B, t, R]."""
+    B, h, t, c = q.shape
+    dots = mx.maximum(q.reshape(B, h * t, c) @ keys.swapaxes(-1, -2), 0)
+    dots = dots.reshape(B, h, t, -1).swapaxes(1, 2)
+    return (weights[:, :, None, :].astype(dots.dtype) @ dots).squeeze(2)
+
+
+def top_rows(scores: mx.array, k: int) -> mx.array:
+    """Indices of the k largest of the last axis, in no particular order."""
+    R = scores.shape[-1]
+    return mx.argpartition(scores, kth=R - k, axis=-1)[..., R - k :]
+
+
+class Indexer(nn.Module):
+    """Scores compressed rows for each query and picks the `index_topk` best visible ones."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        h, c = args.index_n_heads, args.index_head_dim
+        self._heads, self._k = h, args.index_topk
+        self._weight_scale = c**-0.5 * h**-0.5
+        self._round = args.activation_rounding
+        self._rope = Rope(args, SPARSE, c)
+        self.wq_b = nn.Linear(args.q_lora_rank, h * c, bias=False)
+        self.weights_proj = nn.Linear(args.hidden_size, h, bias=False)
+        self.compressor = Compressor(args, SPARSE, c)
+
+    def finish_keys(self, rows: mx.array, first: int | mx.array) -> mx.array:
+        """Rows from the compressor [B, N, c], the first at index `first`, made index keys."""
+        keys = self._rope(rows, first, step=SPARSE)
+        return round_index(keys) if self._round else keys
+
+    def select(
+        self,
+        x: mx.array,
+        qr: mx.array,
+        keys: mx.array,
+        offset: int | mx.array,
+        seen: mx.array | None,
+    ) -> mx.array:
+        """Indices [B, t, k] of the best rows for t queries.
+
+        x [B, t, D], qr [B, t, q_lora_rank]; keys [B, R, c]; `seen` [B or 1, t] counts the rows
+        that each query may see (None: all). With fewer than k visible, the rest are invisible
+        rows, for the caller to mask.
+        """
+        q = mx.unflatten(self.wq_b(qr), -1, (self._heads, -1)).swapaxes(1, 2)
+        q = self._rope(q, offset)
+        q = round_index(q) if self._round else q
+        weights = self.weights_proj(x) * self._weight_scale
+        R = keys.shape[1]
+        if R <= SCORE_BLOCK:
+            scores = index_scores(q, weights, keys)
+        else:
+            parts = [keys[:, i : i + SCORE_BLOCK] for i in range(0, R, SCORE_BLOCK)]
+            scores = mx.concatenate([index_scores(q, weights, part) for part in parts], axis=-1)
+        if seen is not None:
+            scores = mx.where(mx.arange(R) < seen[..., None], scores, -mx.inf)
+        return top_rows(scores, self._k)
