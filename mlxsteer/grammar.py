@@ -79,14 +79,15 @@ def _split(text: str) -> list[tuple[int, str]]:
 
 
 def _parse_term(piece: str, text: str, start: int) -> Term:
-    start += len(piece) - len(piece.lstrip())
+    start += _blanks(piece)
     piece = piece.strip()
     if not piece:
         raise _error(text, start, "a term is missing here")
     name, rest, offset = _split_name(piece, text, start)
     body, at, positions = rest.partition("@")
     if at and positions.strip() not in POSITIONS:
-        raise _error(text, start + offset + len(body) + 1, _unknown_positions(positions.strip()))
+        at_word = start + offset + len(body) + 1 + _blanks(positions)
+        raise _error(text, at_word, _unknown_positions(positions.strip()))
     where = positions.strip() if at else None
     body = body.rstrip()
     if not body:
@@ -95,11 +96,16 @@ def _parse_term(piece: str, text: str, start: int) -> Term:
     if not match or not math.isfinite(float(match["number"])):
         raise _error(
             text,
-            start + offset + 1,
+            start + offset + 1 + _blanks(body[1:]),
             f"{body[1:].strip()!r} is not a strength; type a number such as 3 or -1.5,"
             " 0.2d for a dose, 0.5r for a raw multiple",
         )
     return Term(name, float(match["number"]), match["unit"], where)
+
+
+def _blanks(text: str) -> int:
+    """How many blanks `text` begins with."""
+    return len(text) - len(text.lstrip())
 
 
 def _split_name(piece: str, text: str, start: int) -> tuple[str, str, int]:
@@ -111,8 +117,7 @@ def _split_name(piece: str, text: str, start: int) -> tuple[str, str, int]:
             raise _error(text, start + end + 1, "after a quoted name comes : or @")
         if not name.strip():
             raise _error(text, start, "the name is empty")
-        lead = len(rest) - len(rest.lstrip())
-        return name.strip(), rest.lstrip(), end + 1 + lead
+        return name.strip(), rest.lstrip(), end + 1 + _blanks(rest)
     body = piece.partition("@")[0]
     # A Hub name is owner/repo:name, so only a colon before something that is, or was meant as,
     # a number begins the strength.

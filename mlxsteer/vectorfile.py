@@ -105,8 +105,10 @@ def refuse_pickle(path: Path) -> None:
     start = b""
     if path.is_file():
         with path.open("rb") as file:
-            start = file.read(4)
-    looks = start[:1] == b"\x80" or (start == b"PK\x03\x04" and path.suffix != ".npz")
+            start = file.read(9)
+    # A safetensors file may begin with 0x80 too: the length of its header, which opens with {.
+    looks = start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and start[8:] != b"{"
+    looks |= start[:4] == b"PK\x03\x04" and path.suffix != ".npz"
     if path.suffix.lower() in PICKLE_SUFFIXES or looks:
         raise VectorError(
             f"{path} is a Python pickle, which can run code when it is read, so it is refused."
