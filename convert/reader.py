@@ -1,0 +1,86 @@
+"""Reading weights: exactly the bytes that an entry names, checked where a value can be a NaN.
+
+Plain reads, not memory maps: mapped pages would count as memory of the process, and a file that
+shrinks under a map kills it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from mlxsteer.convert.errors import ConvertError
+from mlxsteer.convert.headers import TensorEntry
+
+_NUMPY = {
+    "BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U32": "<u4",
+    "I8": "u1", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1",
+}  # fmt: skip
+
+
+class Reader:
+    """Open files of the shards in use. `locate` gives the path of a shard."""
+
+    def __init__(self, locate: Callable[[str], Path]):
+        self._locate = locate
+        self._handles: dict[str, int] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def read(self, entry: TensorEntry) -> np.ndarray:
+        """The values of an entry; bf16 and the fp8 types as raw unsigned integers."""
+        data = np.empty(entry.nbytes, np.uint8)
+        view = data.data
+        position = 0
+        while position < len(view):
+            count = os.preadv(self._handle(entry), [view[position:]], entry.start + position)
+            if count == 0:
+                raise ConvertError(
+                    f"{self._locate(entry.shard)} ends inside {entry.name}. Download it again,"
+                    " then run the same command."
+                )
+            position += count
+        values = data.view(_NUMPY[entry.dtype]).reshape(entry.shape)
+        _refuse_nan(values, entry)
+        return values
+
+    def _handle(self, entry: TensorEntry) -> int:
+        if entry.shard not in self._handles:
+            self._handles[entry.shard] = os.open(self._locate(entry.shard), os.O_RDONLY)
+        return self._handles[entry.shard]
+
+
+def _refuse_nan(values: np.ndarray, entry: TensorEntry) -> None:
+    """No published weight is NaN or infinite: finding one means a damaged file.
+
+    MLX would decode E8M0's NaN (255) as infinity and spoil every answer without a word.
+    """
+    if entry.dtype == "F8_E8M0":
+        bad = values == 255
+    elif entry.dtype == "F8_E4M3":
+        bad = (values & 0x7F) == 0x7F
+    elif entry.dtype == "BF16":
+        bad = (values & 0x7F80) == 0x7F80
+    elif entry.dtype in ("F16", "F32"):
+        bad = ~np.isfinite(values)
+    else:
+        return
+    if bad.any():
+        raise ConvertError(
+            f"{entry.name} in {entry.shard} holds {int(bad.sum()):,} values that are not numbers."
+            " The file is damaged; download it again, then run the same command."
+        )

@@ -1,0 +1,137 @@
+"""Writing one safetensors file as a stream, and reading it back before it counts as written.
+
+Shapes are known beforehand, so the header goes first and tensors follow piece by piece: memory
+holds a few pieces, never a layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mlxsteer.convert.errors import ConvertError
+from mlxsteer.convert.formats import OutputTensor
+
+Advance = Callable[[int], None]
+
+READ_BLOCK = 1 << 23
+_PENDING = 8  # chunks that may wait to be hashed
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file holds: its length, its sha256, and the checksum that the read-back compares."""
+
+    nbytes: int
+    sha256: str
+    checksum: int
+
+
+def header_bytes(tensors: Sequence[OutputTensor]) -> bytes:
+    """The safetensors header of `tensors`, in their order, padded so that data start aligned."""
+    entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    position = 0
+    for tensor in tensors:
+        end = position + tensor.nbytes
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shard(
+    path: Path, tensors: Sequence[OutputTensor], chunks: Iterable[np.ndarray], advance: Advance
+) -> Digest:
+    """Write `chunks`, the data of `tensors` one after another. The caller moves the file."""
+    expected = sum(tensor.nbytes for tensor in tensors)
+    header = header_bytes(tensors)
+    with path.open("wb", buffering=0) as file, _Hasher() as hasher:
+        hasher.update(header)
+        file.write(header)
+        written = 0
+        for chunk in chunks:
+            data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+            hasher.update(data)
+            _write_all(file.write, data)
+            written += len(data)
+            advance(len(data))
+    if written != expected:
+        raise ConvertError(f"{path}: wrote {written:,} bytes of {expected:,}; please report this.")
+    return Digest(len(header) + written, hasher.sha256.hexdigest(), hasher.checksum)
+
+
+def _write_all(write: Callable[[memoryview], int | None], data: memoryview) -> None:
+    while data:
+        data = data[write(data) or 0 :]
+
+
+class _Hasher:
+    """sha256 and checksum on their own thread, so that hashing overlaps reading and writing."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.checksum = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Hasher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=error[0] is not None)
+        if error[0] is None:
+            for future in self._pending:
+                future.result()
+
+    def update(self, data: bytes | memoryview) -> None:
+        if len(self._pending) >= _PENDING:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._update, data))
+
+    def _update(self, data: bytes | memoryview) -> None:
+        self.sha256.update(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+
+
+def check_written(path: Path, digest: Digest) -> None:
+    """Read a file back and compare. Raises ConvertError when the disk did not keep the bytes."""
+    checksum = size = 0
+    buffer = bytearray(READ_BLOCK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            checksum = zlib.crc32(view[:count], checksum)
+            size += count
+    if (size, checksum) != (digest.nbytes, digest.checksum):
+        raise ConvertError(
+            f"{path.name} read back differs from what was written: the disk is failing or full."
+            " Nothing was moved into place; run the same command again, or choose another --out."
+        )
+
+
+def file_sha256(path: Path, advance: Advance | None = None) -> str:
+    """The sha256 of a whole file, 8 MiB in memory at a time."""
+    found = hashlib.sha256()
+    buffer = bytearray(READ_BLOCK)
+    view = memoryview(buffer)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                found.update(view[:count])
+                if advance:
+                    advance(count)
+    except OSError as error:
+        raise ConvertError(f"Cannot read {path}: {error.strerror}.") from error
+    return found.hexdigest()
