@@ -1,0 +1,5 @@
+"""`python -m mlxsteer`."""
+
+from mlxsteer.cli import run
+
+run()

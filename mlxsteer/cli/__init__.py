@@ -1,0 +1,86 @@
+"""The command line: a group whose commands are imported when they are run.
+
+A command's file only parses and prints; the work is in the API. Results go to stdout, progress
+and notes to stderr; exit status 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+import mlxsteer
+from mlxsteer.errors import MlxsteerError, UsageError, near_matches
+
+# name → (one line of help, shown without importing the command)
+COMMANDS = {
+    "chat": "Talk to a model, steered; one shot with -p.",
+    "extract": "Make a vector from a contrast set.",
+    "calibrate": "Find how far a vector can go and stay coherent.",
+    "vectors": "List, show, import, export, combine and share vectors.",
+    "models": "List the models at hand; fetch one.",
+    "convert": "Convert official DeepSeek-V4-Flash weights to MLX.",
+    "doctor": "Check the installation and whether a model's sites respond.",
+    "demo": "One question answered plainly, tersely and verbosely.",
+}
+
+
+class LazyGroup(click.Group):
+    """Finds commands by name in this package; prints an MlxsteerError as one message."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"mlxsteer.cli.{name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(
+                f"There is no command {args[0]!r}.{near_matches(args[0], COMMANDS)}"
+                " `mlxsteer --help` lists them."
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MlxsteerError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(mlxsteer.__version__, prog_name="mlxsteer")
+def main() -> None:
+    """Turn a language model's own internal directions up or down.
+
+    \b
+    First steps:
+      mlxsteer demo
+      mlxsteer chat --model demo --steer terse:3
+
+    Strength 1 is a hint, 3 is clear, 5 is the edge; negative is the opposite.
+    """
+
+
+def run() -> None:
+    """`python -m mlxsteer`."""
+    main(prog_name="mlxsteer")
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,105 @@
+"""`mlxsteer calibrate`: how far a vector can go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxsteer.cli.options import (
+    dtype_option,
+    force_option,
+    json_option,
+    load_model,
+    model_option,
+    print_json,
+    print_table,
+)
+from mlxsteer.errors import UsageError
+
+
+@click.command("calibrate")
+@click.argument("name")
+@model_option
+@click.option("--questions", "n_questions", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(8), default=64, show_default=True)
+@click.option("--doses", metavar="D,D,…", help="Doses to try for each sign, e.g. 0.1,0.2,0.4.")
+@click.option(
+    "--perplexity-ratio",
+    type=float,
+    default=3.0,
+    show_default=True,
+    help="Coherent means: perplexity under the unsteered model at most this many times.",
+)
+@click.option(
+    "--distinct2-ratio",
+    type=float,
+    default=0.6,
+    show_default=True,
+    help="… and at least this share of the unsteered answers' distinct bigrams.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the table; change no file.")
+@dtype_option
+@force_option
+@json_option
+def command(
+    name: str,
+    model_name: str | None,
+    doses: str | None,
+    perplexity_ratio: float,
+    distinct2_ratio: float,
+    dry_run: bool,
+    dtype: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the vector NAME's limits, one for each sign, and write them into it.
+
+    Strength 5 then means the largest dose whose answers to held-out questions stay coherent.
+    A bundled vector is copied among yours first.
+
+    \b
+    Example:
+      mlxsteer calibrate terse --model demo
+    """  # noqa: D301
+    from mlxsteer import library
+    from mlxsteer.calibrate import Guard
+    from mlxsteer.calibrate import calibrate as find_limits
+
+    guard = Guard(perplexity_ratio=perplexity_ratio, distinct2_ratio=distinct2_ratio)
+    if doses is not None:
+        options["doses"] = _numbers(doses)
+    model = load_model(model_name, dtype, force)
+    vector = find_limits(model, library.find_or_extract(name, model), guard=guard, **options)
+    path: Any = None
+    if not dry_run:
+        is_file = Path(name).suffix == ".safetensors"
+        path = vector.save(Path(name)) if is_file else library.save(vector, model.key, name)
+    calibration = vector.calibration
+    assert calibration is not None
+    if as_json:
+        print_json(
+            {
+                "path": path,
+                "delta_plus": calibration.delta_plus,
+                "delta_minus": calibration.delta_minus,
+                "curve": calibration.curve,
+            }
+        )
+        return
+    heads = ["dose", "metric", "words", "ended", "distinct2", "perplexity"]
+    print_table(heads, [[r["amount"], *(r[h] for h in heads[1:])] for r in calibration.curve])
+    click.echo(
+        f"{vector.name}: coherent up to dose {calibration.delta_plus:g} (strength 5) and"
+        f" {calibration.delta_minus:g} (strength -5)."
+        + (f"\nWritten to {path}" if path else "\nDry run: nothing was written.")
+    )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{text!r} is no list of doses. Type e.g. 0.1,0.2,0.4.") from None

@@ -1,0 +1,126 @@
+"""`mlxsteer extract`: a vector from a contrast set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxsteer.cli.options import (
+    dtype_option,
+    force_option,
+    json_option,
+    layer_list,
+    load_model,
+    model_option,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from mlxsteer.vector import SteeringVector
+
+
+@click.command("extract")
+@click.argument("contrast_set", metavar="SET")
+@model_option
+@click.option("--pairs", type=click.IntRange(1), default=100, show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["mean", "pca", "logistic", "whitened"]),
+    default="mean",
+    show_default=True,
+    help="mean: difference of means. pca: first component of the differences. logistic: weights"
+    " of a probe. whitened: mean difference over the within-class covariance.",
+)
+@click.option(
+    "--position",
+    type=click.Choice(["last_prompt", "answer_mean", "text_mean", "both"]),
+    help="Where states are read. `both` reads the last prompt token and the answers in one pass"
+    " and keeps NAME and NAME-answer. Default: as the set says.",
+)
+@click.option("--layers", metavar="A-B", help="0-based, e.g. 9-20. Default: the set's band.")
+@click.option("--site", type=click.Choice(["residual", "ffn_out", "attn_out"]), default="residual")
+@click.option("--op", type=click.Choice(["add", "project", "clamp"]), default="add")
+@click.option("--orthogonalise", is_flag=True, help="Remove the part along the negatives' mean.")
+@click.option(
+    "--norm-preserving/--no-norm-preserving",
+    default=None,
+    help="Turn states instead of lengthening them. Default: as the set says.",
+)
+@click.option("--seed", type=int, default=0, help="Which pairs, in which order.")
+@click.option("--name", help="Name of the vector. Default: the set's.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    help="File to write, instead of keeping it among your vectors.",
+)
+@click.option("--calibrate", is_flag=True, help="Find its limits afterwards, too.")
+@dtype_option
+@force_option
+@json_option
+def command(
+    contrast_set: str,
+    model_name: str | None,
+    layers: str | None,
+    out: str | None,
+    calibrate: bool,
+    dtype: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a vector from the contrast set SET (a name, or a .yaml file).
+
+    Interrupted, the same command goes on where it stopped.
+
+    \b
+    Example:
+      mlxsteer extract terse --model demo
+    """  # noqa: D301
+    from mlxsteer import contrast
+    from mlxsteer.calibrate import calibrate as find_limits
+    from mlxsteer.extract import extract_positions
+
+    chosen = contrast.ContrastSet.load(contrast_set)
+    options["layers"] = layer_list(layers)
+    model = load_model(model_name, dtype, force)
+    found = extract_positions(model, chosen, **options)
+    for index, vector in enumerate(found.values()):
+        if calibrate:
+            vector = find_limits(model, vector)
+        path = _keep(vector, model.key, out, "" if index == 0 else "-answer")
+        _report(vector, str(path), as_json)
+
+
+def _keep(vector: SteeringVector, key: str, out: str | None, suffix: str) -> Any:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from mlxsteer import library
+
+    vector = replace(vector, name=vector.name + suffix)
+    if out is None:
+        return library.save(vector, key)
+    target = Path(out)
+    return vector.save(target.with_name(target.stem + suffix + target.suffix))
+
+
+def _report(vector: SteeringVector, path: str, as_json: bool) -> None:
+    about = vector.about
+    if as_json:
+        print_json({"path": path, "name": vector.name, **about})
+        return
+    rows = [
+        [r["layer"], f"{r['norm_ratio']:.3f}", f"{r['auroc']:.3f}", f"{r['agreement']:.2f}"]
+        for r in about["layer_reports"]
+    ]
+    print_table(["layer", "norm ratio", "held-out AUROC", "pair agreement"], rows)
+    saved = 1 - about["tokens_run"] / about["tokens_given"]
+    click.echo(
+        f"{vector.name}: {about['n_pairs']} pairs read at {about['extract_position']},"
+        f" {about['tokens_run']:,} tokens run ({saved:.0%} saved by shared prefixes).\n"
+        f"Kept in {path}\n"
+        "These figures say that the poles differ, not that the vector steers. To see that:\n"
+        f"  mlxsteer chat --steer {vector.name}:3 --compare -p 'Why is the sky blue?'"
+    )

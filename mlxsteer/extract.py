@@ -1,0 +1,325 @@
+"""A vector from a contrast set: which tokens to read, at which layers, and what direction results.
+
+Reads through `reading`, decides through `directions`. Costs two passes over the pairs' tokens,
+less the prefixes they share; reading an instruction's answers also costs writing them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlxsteer import directions, prompting
+from mlxsteer.contrast import ContrastSet, Pair
+from mlxsteer.errors import UsageError, near_matches
+from mlxsteer.files import cache_dir
+from mlxsteer.generation import Sampling, generate_batch
+from mlxsteer.plan import Plan
+from mlxsteer.progress import progress, say
+from mlxsteer.reading import Passage, Readings, read
+from mlxsteer.vector import OPS, SITES, SteeringVector
+
+if TYPE_CHECKING:
+    from mlxsteer.model import Model
+
+DEFAULT_PAIRS = 100
+ADD_BAND = (0.35, 0.70)  # of depth (DESIGN, part 3)
+PROJECT_BAND = (0.20, 1.0)
+ANSWER_TOKENS = 48
+POSITIONS = ("last_prompt", "answer_mean", "text_mean", "both")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to extract. None means: as the contrast set says, else the default.
+
+    pairs: how many, at most what the set can deal. position: `last_prompt`, `answer_mean`, or
+    `both` (for an instruction set: the answer's average is read in the same pass and kept
+    beside). layers: 0-based. orthogonalise: remove the component along the negatives' mean.
+    """
+
+    pairs: int = DEFAULT_PAIRS
+    method: str = "mean"
+    position: str | None = None
+    layers: tuple[int, ...] | None = None
+    site: str = "residual"
+    op: str = "add"
+    orthogonalise: bool = False
+    norm_preserving: bool | None = None
+    seed: int = 0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("method", self.method, tuple(directions.METHODS)),
+            ("site", self.site, tuple(site for site in SITES if site != "stream")),
+            ("op", self.op, OPS),
+            ("position", self.position or "both", POSITIONS),
+        )
+        for what, value, known in checks:
+            if value not in known:
+                raise UsageError(
+                    f"Unknown {what} {value!r}.{near_matches(value, known)}"
+                    f" Choose from {', '.join(known)}."
+                )
+        if self.pairs < 1:
+            raise UsageError(f"{self.pairs} pairs are too few: at least 1, better 8 or more.")
+
+
+def extract(
+    model: Model,
+    contrast: ContrastSet,
+    *,
+    show_progress: bool = True,
+    resume: bool = True,
+    **options: Any,
+) -> SteeringVector:
+    """The vector of `contrast` on `model`; `options` are the fields of `Options`.
+
+    Interrupted, the same call goes on where it stopped (`resume`). Raises UsageError,
+    ContrastError, VectorError (poles that do not differ), ModelError (site).
+    """
+    chosen = _options(options)
+    if chosen.position == "both":
+        raise UsageError("One vector has one position; `extract_positions` gives both.")
+    found = extract_positions(
+        model, contrast, show_progress=show_progress, resume=resume, **asdict(chosen)
+    )
+    return next(iter(found.values()))
+
+
+def extract_positions(
+    model: Model,
+    contrast: ContrastSet,
+    *,
+    show_progress: bool = True,
+    resume: bool = True,
+    **options: Any,
+) -> dict[str, SteeringVector]:
+    """{position: vector}, all positions asked for read in one pass."""
+    chosen = _options(options)
+    layers = layers_for(model.n_layers, contrast, chosen)
+    pairs = contrast.pairs(min(chosen.pairs, contrast.max_pairs), chosen.seed)
+    if chosen.pairs > len(pairs) and chosen.pairs != DEFAULT_PAIRS:
+        say(f"{contrast.name} holds {len(pairs)} pairs; using all.", enabled=show_progress)
+    position = chosen.position or contrast.extract.position
+    passages = _passages(model, contrast, pairs, position, show_progress)
+    store = _store(model, contrast, chosen, layers, passages) if resume else None
+    readings = read(
+        model,
+        passages,
+        layers,
+        chosen.site,
+        label=f"Reading {contrast.name}",
+        store=store,
+        show_progress=show_progress,
+    )
+    return {
+        span: _vector(model, contrast, chosen, layers, span, readings, len(pairs))
+        for span in readings.means
+    }
+
+
+def layers_for(n_layers: int, contrast: ContrastSet, options: Options) -> tuple[int, ...]:
+    """The layers to act on: those asked for, else the set's band of depth, else the default."""
+    if options.layers is not None:
+        for layer in options.layers:
+            if not 0 <= layer < n_layers:
+                raise UsageError(
+                    f"Layer {layer} is out of range: this model has layers 0 to {n_layers - 1}."
+                )
+        if not options.layers:
+            raise UsageError("No layers were given. Type e.g. --layers 10-20.")
+        return tuple(sorted(set(options.layers)))
+    low, high = ADD_BAND if options.op == "add" else PROJECT_BAND
+    if options.op == "add" and contrast.extract.band is not None:
+        low, high = contrast.extract.band
+    first = min(math.ceil(low * n_layers), n_layers - 1)
+    return tuple(range(first, max(first + 1, min(math.floor(high * n_layers) + 1, n_layers))))
+
+
+def _options(options: Mapping[str, Any]) -> Options:
+    known = Options.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"Unknown option {name!r}.{near_matches(name, known)} Options: {', '.join(known)}."
+            )
+    return Options(**options)
+
+
+# --- what to read ---------------------------------------------------------------------------
+
+
+def _passages(
+    model: Model, contrast: ContrastSet, pairs: Sequence[Pair], position: str, show: bool
+) -> list[Passage]:
+    """Positive then negative passage of every pair, in turn."""
+    poles = [pole for pair in pairs for pole in (pair.positive, pair.negative)]
+    if contrast.combine == "texts":
+        _require_position(contrast, position, "text_mean")
+        return [_text_passage(model, str(text)) for text in poles]
+    if contrast.combine == "answers":
+        _require_position(contrast, position, "answer_mean")
+        return [_answered(model, list(messages)) for messages in poles]  # type: ignore[arg-type]
+    if position == "text_mean":
+        raise UsageError(f"{contrast.name} holds instructions, no texts: read last_prompt.")
+    prompts = [model.render(list(messages)) for messages in poles]  # type: ignore[arg-type]
+    if position == "last_prompt":
+        return [
+            _spanned(prompt, {"last_prompt": (len(prompt) - 1, len(prompt))}) for prompt in prompts
+        ]
+    answers = _written_answers(model, contrast, prompts, show)
+    passages = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        end = len(prompt) + len(answer)
+        spans = {"answer_mean": (len(prompt), end)}
+        if position == "both":
+            spans = {"last_prompt": _last(prompt), **spans}
+        passages.append(_spanned([*prompt, *answer], spans))
+    return passages
+
+
+def _require_position(contrast: ContrastSet, position: str, possible: str) -> None:
+    if position != possible:
+        raise UsageError(
+            f"{contrast.name} holds {contrast.combine}; it is read at {possible}, not {position}."
+        )
+
+
+def _spanned(tokens: Sequence[int], spans: Mapping[str, tuple[int, int]]) -> Passage:
+    return Passage(tuple(tokens), spans)
+
+
+def _last(prompt: Sequence[int]) -> tuple[int, int]:
+    return (len(prompt) - 1, len(prompt))
+
+
+def _text_passage(model: Model, text: str) -> Passage:
+    """A plain text, read from its second token on: the first position is a sink."""
+    tokens = list(model.tokenizer.encode(text))
+    prompting.within_context(model, tokens)
+    return _spanned(tokens, {"text_mean": (min(1, len(tokens) - 1), len(tokens))})
+
+
+def _answered(model: Model, messages: list[dict[str, Any]]) -> Passage:
+    """A question with a given answer, read over the answer."""
+    prompt = model.render(messages[:-1])
+    answer = list(model.tokenizer.encode(messages[-1]["content"], add_special_tokens=False))
+    tokens = prompting.within_context(model, [*prompt, *answer])
+    return _spanned(tokens, {"answer_mean": (len(prompt), len(tokens))})
+
+
+def _written_answers(
+    model: Model, contrast: ContrastSet, prompts: Sequence[Sequence[int]], show: bool
+) -> list[list[int]]:
+    """What the model answers to each prompt, greedily; at least one token each."""
+    sampling = Sampling(max_tokens=ANSWER_TOKENS)
+    with progress(f"Answering {contrast.name}", len(prompts), enabled=show) as advance:
+        plans = [Plan([])] * len(prompts)
+        answers = generate_batch(model, prompts, plans, sampling, on_tokens=advance)
+    end = sorted(model.tokenizer.eos_token_ids)[0]
+    return [answer.tokens or [end] for answer in answers]
+
+
+def _store(
+    model: Model,
+    contrast: ContrastSet,
+    options: Options,
+    layers: Sequence[int],
+    passages: Sequence[Passage],
+) -> Path:
+    """Where finished groups of exactly this reading are kept until it is whole."""
+    digest = hashlib.sha256()
+    stamp = model.stamp["weights_fingerprint"]
+    facts = [contrast.digest(), stamp, model.dtype, options.site, list(layers)]
+    digest.update(json.dumps(facts).encode())
+    for passage in passages:
+        digest.update(repr((passage.tokens, sorted(passage.spans.items()))).encode())
+    return cache_dir() / "extract" / digest.hexdigest()[:32]
+
+
+# --- what results ---------------------------------------------------------------------------
+
+
+def _vector(
+    model: Model,
+    contrast: ContrastSet,
+    options: Options,
+    layers: Sequence[int],
+    position: str,
+    readings: Readings,
+    n_pairs: int,
+) -> SteeringVector:
+    means = readings.means[position]
+    norm = model.residual_norm
+    arrays, reports, control = {}, [], {}
+    for index, layer in enumerate(layers):
+        positive, negative = means[0::2, index], means[1::2, index]
+        direction = directions.METHODS[options.method](positive, negative)
+        if options.orthogonalise:
+            control[layer] = negative.mean(axis=0).astype(np.float32)
+            direction = directions.without(direction, control[layer])
+        directions.require_nonzero(direction, contrast.name, layer)
+        arrays[layer] = direction
+        reports.append(
+            directions.report(layer, positive, negative, options.method, float(norm[layer]))
+        )
+    share = np.zeros(model.n_layers, np.float32)
+    share[list(layers)] = 1.0 / len(layers)
+    return SteeringVector.from_arrays(
+        arrays,
+        op=options.op,
+        site=options.site,
+        name=options.name or contrast.name,
+        n_layers=model.n_layers,
+        residual_norm=norm,
+        layer_share=share,
+        control_mean=control,
+        norm_preserving=_norm_preserving(contrast, options),
+        model={key: value for key, value in model.stamp.items() if key not in _SHAPE},
+        about=_about(contrast, options, position, readings, reports, n_pairs),
+    )
+
+
+_SHAPE = ("d_model", "n_layers")
+
+
+def _norm_preserving(contrast: ContrastSet, options: Options) -> bool:
+    if options.norm_preserving is not None:
+        return options.norm_preserving
+    return contrast.extract.norm_preserving and options.op == "add"
+
+
+def _about(
+    contrast: ContrastSet,
+    options: Options,
+    position: str,
+    readings: Readings,
+    reports: Sequence[directions.LayerReport],
+    n_pairs: int,
+) -> dict[str, Any]:
+    return {
+        "description": contrast.description,
+        "positive_label": contrast.positive_label,
+        "negative_label": contrast.negative_label,
+        "thinking": False,
+        "method": options.method,
+        "orthogonalised": options.orthogonalise,
+        "extract_position": position,
+        "n_pairs": n_pairs,
+        "contrast_set": contrast.name,
+        "dataset_sha256": contrast.digest(),
+        "seed": options.seed,
+        "license": contrast.license or None,
+        "layer_reports": [asdict(report) for report in reports],
+        "tokens_run": readings.tokens_run,
+        "tokens_given": readings.tokens_given,
+    }

@@ -1,0 +1,228 @@
+"""Tokens out of a steered model: one answer streamed, or many rows in one batch.
+
+The loops, samplers and detokenizers are mlx-lm's; this module feeds them rows and reads pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator, generate_step
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+from mlxsteer.errors import UsageError, near_matches
+from mlxsteer.plan import THINK, TOOL, Plan
+from mlxsteer.prompting import first_phase, within_context
+from mlxsteer.rows import Row
+
+if TYPE_CHECKING:
+    from mlxsteer.model import Model
+
+PREFILL_STEP = 2048
+MAX_BATCH_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temp 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+
+    repetition_penalty: above 1 makes tokens of the last 20 less likely.
+    """
+
+    max_tokens: int = 512
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.max_tokens >= 1, "max_tokens must be at least 1"),
+            (self.temp >= 0, "temp must be 0 (greedy) or more"),
+            (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
+            (self.top_k >= 0, "top_k must be 0 (off) or more"),
+            (0 <= self.min_p <= 1, "min_p must be between 0 and 1"),
+            (
+                self.repetition_penalty is None or self.repetition_penalty > 0,
+                "repetition_penalty must be above 0",
+            ),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise UsageError(f"{message}.")
+
+    def sampler(self) -> Callable[[mx.array], mx.array]:
+        top_p = self.top_p if self.top_p < 1 else 0.0  # mlx-lm's word for off
+        return make_sampler(self.temp, top_p=top_p, min_p=self.min_p, top_k=self.top_k)
+
+    def processors(self) -> list[Callable[[mx.array, mx.array], mx.array]]:
+        return make_logits_processors(repetition_penalty=self.repetition_penalty)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of an answer. phase: what it belongs to (plan.THINK, ANSWER or TOOL)."""
+
+    text: str
+    token: int
+    phase: int
+    finish_reason: str | None = None
+
+    @property
+    def thinking(self) -> bool:
+        return self.phase == THINK
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of a batch: tokens without the end token, text, and `stop` or `length`."""
+
+    tokens: list[int]
+    text: str
+    finish_reason: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended it by itself."""
+        return self.finish_reason == "stop"
+
+
+def sampling_of(sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+    """`sampling` with `options` changed; UsageError names an option that does not exist."""
+    known = [field.name for field in fields(Sampling)]
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"Unknown option {name!r}.{near_matches(name, known)} Options: {', '.join(known)}."
+            )
+    return replace(sampling or Sampling(), **options)
+
+
+def stream(
+    model: Model,
+    tokens: Sequence[int],
+    plan: Plan,
+    sampling: Sampling,
+    *,
+    cache: list[Any] | None = None,
+    on_prefill: Callable[[int, int], None] | None = None,
+) -> Iterator[Piece]:
+    """The pieces of an answer to the prompt `tokens`.
+
+    cache: a cache of `model.steered` whose row has seen a first part of `tokens`; filled
+    further, it then holds every token yielded. on_prefill(done, total): progress.
+    """
+    tokens = within_context(model, list(tokens))
+    row = model.row(plan, len(tokens), first_phase(model, tokens))
+    if cache is None:
+        cache = model.steered.new_cache(row)
+    else:
+        row.seen = cache[-1].rows[0].seen
+        cache[-1].rows[0] = row
+    if sampling.seed is not None:
+        mx.random.seed(sampling.seed)
+    steps = generate_step(
+        mx.array(tokens[row.seen :]),
+        cast(Any, model.steered),
+        max_tokens=_room(model, len(tokens), sampling.max_tokens),
+        sampler=sampling.sampler(),
+        logits_processors=sampling.processors(),
+        prompt_cache=cache,
+        prefill_step_size=PREFILL_STEP,
+        prompt_progress_callback=on_prefill,
+    )
+    yield from _pieces(model, steps, row)
+
+
+def _pieces(model: Model, steps: Iterator[Any], row: Row) -> Iterator[Piece]:
+    """Text and phases of the tokens that `steps` yields; ends at the end token."""
+    detokenizer = model.tokenizer.detokenizer
+    ends = set(model.tokenizer.eos_token_ids)
+    phase = row.first
+    follower = replace(row, seen=row.prompt_length, phase=row.first, recent=())
+    for token, _ in steps:
+        if token in ends:
+            detokenizer.finalize()
+            yield Piece(detokenizer.last_segment, token, phase, "stop")
+            return
+        detokenizer.add_token(token)
+        before, phase = phase, follower.phases(1, [token])[0]
+        # A marker itself belongs to the phase that it closes or opens.
+        owner = THINK if THINK in (before, phase) else TOOL if TOOL in (before, phase) else phase
+        yield Piece(detokenizer.last_segment, token, owner)
+    detokenizer.finalize()
+    yield Piece(detokenizer.last_segment, -1, phase, "length")
+
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    plans: Sequence[Plan],
+    sampling: Sampling,
+    *,
+    on_tokens: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Answers to `prompts`, row i under `plans[i]`, decoded together.
+
+    on_tokens(n): called as rows finish, with the number that did. Raises ContextLengthError.
+    """
+    if sampling.seed is not None:
+        mx.random.seed(sampling.seed)
+    generator = BatchGenerator(
+        cast(Any, model.steered),
+        max_tokens=sampling.max_tokens,
+        stop_tokens=[[token] for token in model.tokenizer.eos_token_ids],
+        sampler=sampling.sampler(),
+        logits_processors=sampling.processors(),
+        completion_batch_size=MAX_BATCH_ROWS,
+        prefill_batch_size=MAX_BATCH_ROWS,
+        prefill_step_size=PREFILL_STEP,
+    )
+    try:
+        return _drain(model, generator, prompts, plans, sampling, on_tokens)
+    finally:
+        generator.close()
+
+
+def _drain(
+    model: Model,
+    generator: BatchGenerator,
+    prompts: Sequence[Sequence[int]],
+    plans: Sequence[Plan],
+    sampling: Sampling,
+    on_tokens: Callable[[int], None] | None,
+) -> list[Answer]:
+    checked = [within_context(model, list(prompt)) for prompt in prompts]
+    caches = [
+        model.steered.new_cache(model.row(plan, len(prompt), first_phase(model, prompt)))
+        for prompt, plan in zip(checked, plans, strict=True)
+    ]
+    limits = [_room(model, len(prompt), sampling.max_tokens) for prompt in checked]
+    uids = generator.insert(checked, limits, caches=caches)
+    tokens: dict[int, list[int]] = {uid: [] for uid in uids}
+    reasons: dict[int, str] = {}
+    while responses := generator.next_generated():
+        finished = 0
+        for response in responses:
+            if response.finish_reason != "stop":
+                tokens[response.uid].append(response.token)
+            if response.finish_reason is not None:
+                reasons[response.uid] = response.finish_reason
+                finished += 1
+        if finished and on_tokens:
+            on_tokens(finished)
+    return [
+        Answer(tokens[uid], model.tokenizer.decode(tokens[uid]).strip(), reasons[uid])
+        for uid in uids
+    ]
+
+
+def _room(model: Model, prompt_length: int, max_tokens: int) -> int:
+    """Tokens that still fit in the context, at most `max_tokens`."""
+    limit = model.context_length
+    return max_tokens if limit is None else max(1, min(max_tokens, limit - prompt_length))

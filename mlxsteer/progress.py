@@ -1,0 +1,30 @@
+"""Progress of long work, on stderr, so that results on stdout stay clean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(label: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar of `total` steps; yields `advance(steps)`. Shows nothing when not `enabled`."""
+    if not enabled or total <= 0:
+        yield lambda steps: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda steps: bar.update(task, advance=steps)
+
+
+def say(message: str, *, enabled: bool = True) -> None:
+    """One line to stderr."""
+    if enabled:
+        import sys
+
+        print(message, file=sys.stderr, flush=True)

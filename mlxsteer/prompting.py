@@ -1,0 +1,79 @@
+"""Messages become the token ids of a prompt, through the model's own chat template.
+
+Owns what is around a model's text: templates, thinking on or off, the context limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlxsteer.errors import ContextLengthError, ModelError, UsageError
+from mlxsteer.plan import ANSWER, THINK
+
+if TYPE_CHECKING:
+    from mlxsteer.model import Model
+
+Messages = list[dict[str, Any]]
+ROLES = ("system", "user", "assistant", "tool", "developer")
+
+
+def messages_of(conversation: str | Sequence[Mapping[str, Any]]) -> Messages:
+    """A question as one user message; messages checked for role and content."""
+    if isinstance(conversation, str):
+        return [{"role": "user", "content": conversation}]
+    messages = [dict(message) for message in conversation]
+    if not messages:
+        raise UsageError("There are no messages. Give at least one from the user.")
+    for message in messages:
+        if message.get("role") not in ROLES:
+            raise UsageError(f"A message has role {message.get('role')!r}: {', '.join(ROLES)}.")
+        if not isinstance(message.get("content", ""), str):
+            raise UsageError(f"The content of a {message['role']} message is not text.")
+    return messages
+
+
+def render(model: Model, messages: Messages, *, thinking: bool = False) -> list[int]:
+    """Token ids of `messages` and the opening of the answer. Raises ContextLengthError."""
+    tokenizer = model.tokenizer
+    if model.stamp.get("architecture") == "deepseek_v4":
+        from mlxsteer.models.deepseek_v4 import chat_format
+
+        text = chat_format.render(messages, thinking=thinking)
+        tokens = list(tokenizer.encode(text, add_special_tokens=False))
+    elif getattr(tokenizer, "has_chat_template", False):
+        options = {"enable_thinking": thinking} if tokenizer.has_thinking else {}
+        tokens = list(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+        )
+    else:
+        raise ModelError(
+            f"{model.label} has no chat template (it is a base model), so it cannot chat."
+            " Choose an instruction-tuned model, or call model.logits on token ids."
+        )
+    return within_context(model, tokens)
+
+
+def within_context(model: Model, tokens: list[int]) -> list[int]:
+    """`tokens`, or ContextLengthError when they do not fit in the model's context."""
+    limit = model.context_length
+    if limit is not None and len(tokens) >= limit:
+        raise ContextLengthError(
+            f"The prompt has {len(tokens):,} tokens; {model.label} takes {limit:,}, answer"
+            " included. Shorten it, or type /reset to start the chat again."
+        )
+    return tokens
+
+
+def first_phase(model: Model, tokens: Sequence[int]) -> int:
+    """THINK when the prompt ends by opening a thought, else ANSWER."""
+    opening = model.markers.think_start
+    if not opening:
+        return ANSWER
+    # Templates may put a newline after the marker.
+    for start in range(len(tokens) - len(opening), max(-1, len(tokens) - len(opening) - 3), -1):
+        if tuple(tokens[start : start + len(opening)]) == opening:
+            closing = model.markers.think_end
+            after = tuple(tokens[start + len(opening) :])
+            return ANSWER if closing and after[: len(closing)] == closing else THINK
+    return ANSWER
