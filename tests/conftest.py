@@ -1,0 +1,22 @@
+"""Fixtures that several test files share. The demo model is fetched once into the user's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mlxsteer  # noqa: F401  before mlx, for its fast BLAS
+from mlxsteer.models import demo
+
+
+@pytest.fixture(scope="session")
+def demo_path() -> Path:
+    """The converted demo model's folder."""
+    return demo.demo_path(progress=False)
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF that the demo model was converted from."""
+    return demo.fetch_gguf(tmp_path_factory.mktemp("gguf"))
