@@ -209,9 +209,6 @@ def load_model_and_tokenizer(
 
     Raises ModelError for a folder that cannot be loaded, does not fit, or would run code.
     """
-    from mlxsteer import _blas
-
-    _blas.preload()  # before mlx, whose products bind to the first BLAS in the process
     import mlx.core as mx
 
     folder = check_folder(path)
