@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import lcm
 
 import numpy as np
 from mlxsteer.convert.decode import decode, expand_scales
@@ -36,7 +37,7 @@ def shard_chunks(
 ) -> Iterator[np.ndarray]:
     """All data of a shard. Adds to `errors` what quantising cost."""
     for plain in shard.plains:
-        for part in _row_blocks(plain.entry):
+        for part in row_blocks(plain.entry):
             values = reader.read(part)
             yield values.astype("<i4") if part.dtype == "I64" else values
     for planned in shard.matrices:
@@ -46,7 +47,7 @@ def shard_chunks(
             yield from _requantised(planned, reader, importance, errors)
 
 
-def _row_blocks(entry: TensorEntry) -> Iterator[TensorEntry]:
+def row_blocks(entry: TensorEntry) -> Iterator[TensorEntry]:
     """`entry` cut along its first axis into reads of at most COPY_BYTES."""
     rows = entry.shape[0]
     step = max(1, rows * COPY_BYTES // max(entry.nbytes, 1))
@@ -57,7 +58,7 @@ def _row_blocks(entry: TensorEntry) -> Iterator[TensorEntry]:
 def _exact(planned: PlannedMatrix, reader: Reader) -> Iterator[np.ndarray]:
     """Weights are the source's bytes as they are; only FP8's block scales are spread out."""
     for piece in planned.pieces:
-        for part in _row_blocks(piece.weight):
+        for part in row_blocks(piece.weight):
             yield reader.read(part)
     for piece in planned.pieces:
         if piece.scales is not None:
@@ -79,7 +80,7 @@ def _requantised(
     scales, biases = [], []
     for index, piece in enumerate(planned.pieces):
         weights = importance.of(planned.matrix.path, index)
-        for block in _decode_blocks(planned, piece):
+        for block in decode_blocks(piece, planned):
             q = quantise(decode(block, planned.stored, reader), planned.target, weights)
             errors.add(planned.matrix.kind, q)
             yield np.array(q.weight)
@@ -90,10 +91,10 @@ def _requantised(
     yield from biases
 
 
-def _decode_blocks(planned: PlannedMatrix, piece: Piece) -> Iterator[Piece]:
-    """`piece` cut into blocks of rows that start on a scale block."""
+def decode_blocks(piece: Piece, planned: PlannedMatrix, align: int = 1) -> Iterator[Piece]:
+    """`piece` cut into blocks of rows that start on a scale block, and on multiples of `align`."""
     rows, cols = piece.weight.shape[0], planned.matrix.cols
-    height = planned.stored.block[0]
+    height = lcm(planned.stored.block[0], align)
     step = max(1, BLOCK_WEIGHTS // cols // height) * height
     for first in range(0, rows, step):
         yield piece.rows(first, min(rows, first + step), planned.stored.block)

@@ -43,6 +43,7 @@ def convert(
     *,
     importance: Importance | None = None,
     keep_source: bool = False,
+    portable: bool = False,
     progress: Progress = SILENT,
 ) -> Result:
     """Write `plan` into `out`. Raises ConvertError; what is done so far stays and is resumed."""
