@@ -156,7 +156,8 @@ def _machine_warnings(disk_free: int) -> list[str]:
     if sys.platform == "linux" and _blas.loaded() is None:
         warnings.append(
             "mlx computes float32 products with its reference BLAS, about 40 times slower than"
-            f" OpenBLAS. {_blas_advice()}"
+            " OpenBLAS. Install it (Debian, Ubuntu: `apt install libopenblas0-pthread`), or set"
+            " MLXSTEER_BLAS to the library's file; import mlxsteer before mlx."
         )
     if demo.is_made(demo.demo_folder()):
         return warnings
@@ -171,13 +172,6 @@ def _machine_warnings(disk_free: int) -> list[str]:
             " ensurepip` (with uv: `uv pip install pip`)."
         )
     return warnings
-
-
-def _blas_advice() -> str:
-    return (
-        "Install it (Debian, Ubuntu: `apt install libopenblas0-pthread`), or set MLXSTEER_BLAS to"
-        " the library's file; import mlxsteer before mlx."
-    )
 
 
 def _why(model_name: str | None, warnings: list[str]) -> str | None:

@@ -27,6 +27,7 @@ from mlxsteer.models.stamp import model_stamp, quantization_text, weights_finger
 from tests.tiny import CONFIG, edit_json, make_folder
 
 AFFINE = {"group_size": 32, "bits": 4, "mode": "affine"}
+V4_FIXTURES = Path(__file__).parent / "fixtures" / "v4"
 TOKENS = mx.array([[1, 2, 3, 4, 5, 6, 7]])
 
 on_cpu = pytest.mark.skipif(mx.metal.is_available(), reason="the CPU backend's own choices")
@@ -286,15 +287,6 @@ def test_damaged_folder_is_refused(folder, damage, message):
         load_model_and_tokenizer(folder)
 
 
-def test_official_v4_weights_say_to_convert(folder):
-    edit_json(folder / "config.json", model_type="deepseek_v4")
-    header = b'{"w":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
-    data = len(header).to_bytes(8, "little") + header + b"\0\0"
-    (folder / "model.safetensors").write_bytes(data)
-    with pytest.raises(ModelError, match="mlxsteer convert"):
-        load_model_and_tokenizer(folder)
-
-
 # Types
 
 
@@ -369,14 +361,7 @@ def test_given_dtype_casts_scales_and_never_packed_weights(tmp_path, dtype):
     assert mx.array_equal(ours.weight, theirs.weight)
 
 
-def test_parameters_stored_in_float32_can_be_kept():
-    model = nn.Linear(4, 4)
-    model.weight = model.weight.astype(mx.bfloat16)
-    loading.cast_floats(model, mx.float16, keep_float32=True)
-    assert (model.weight.dtype, model.bias.dtype) == (mx.float16, mx.float32)
-
-
-def test_parameters_that_a_model_pins_are_kept():
+def test_parameters_that_a_model_pins_are_widened_and_never_narrowed():
     class Pinned(nn.Linear):
         @property
         def cast_predicate(self):
@@ -385,6 +370,28 @@ def test_parameters_that_a_model_pins_are_kept():
     model = Pinned(4, 4)
     loading.cast_floats(model, mx.float16)
     assert (model.weight.dtype, model.bias.dtype) == (mx.float16, mx.float32)
+    model.bias = model.bias.astype(mx.bfloat16)
+    loading.cast_floats(model, mx.float32)
+    assert (model.weight.dtype, model.bias.dtype) == (mx.float32, mx.float32)
+
+
+@on_cpu
+def test_experts_in_half_precision_are_refused_on_cpu(folder, monkeypatch):
+    class Mixture(llama.Model):
+        def __init__(self, args):
+            super().__init__(args)
+            for layer in self.model.layers:
+                layer.mlp.gate_proj = SwitchLinear(32, 64, 4, bias=False)
+
+        def sanitize(self, weights):
+            shape = self.model.layers[0].mlp.gate_proj.weight.shape
+            experts = {name: mx.zeros(shape) for name in weights if "gate_proj" in name}
+            return {**weights, **experts}
+
+    monkeypatch.setattr(loading, "model_classes", lambda config: (Mixture, llama.ModelArgs))
+    load_model_and_tokenizer(folder)
+    with pytest.raises(ModelError, match="float32 only"):
+        load_model_and_tokenizer(folder, dtype="bfloat16")
 
 
 def test_unknown_dtype_gets_a_near_match(folder):
@@ -406,6 +413,16 @@ def test_activation_rounding_reaches_the_models_arguments(folder, monkeypatch):
     assert load_model_and_tokenizer(folder).model.args.activation_rounding is True
     loaded = load_model_and_tokenizer(folder, activation_rounding=False)
     assert loaded.model.args.activation_rounding is False
+
+
+@pytest.mark.parametrize("name", ["tiny_fp32", "tiny_fp8fp4"])
+def test_v4_folder_loads_through_our_own_module(folder, name):
+    golden = np.load(V4_FIXTURES / f"{name}.npz")
+    for file in (V4_FIXTURES / name).iterdir():
+        shutil.copyfile(file, folder / file.name)
+    loaded = load_model_and_tokenizer(folder, dtype="float32", activation_rounding=False)
+    ours = np.array(loaded.model(mx.array(golden["ids"].reshape(1, -1)))[0])
+    np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4)
 
 
 # Stamps

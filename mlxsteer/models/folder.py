@@ -63,7 +63,6 @@ def check_folder(path: Path) -> Folder:
         )
     files = weight_files(path)
     tensors = {name: t for file in files for name, t in read_header(file)[1].items()}
-    _refuse_unconverted(path, config, tensors)
     return Folder(path=path, config=config, files=files, tensors=tensors)
 
 
@@ -191,13 +190,3 @@ def _truncated(file: Path, size: int, expected: int | None) -> str:
         f"{file} is cut short or damaged: it has {size:,}{wanted} bytes. Delete it and fetch or"
         " convert the model again."
     )
-
-
-def _refuse_unconverted(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """The official DeepSeek-V4 files have scales of their own that MLX does not multiply by."""
-    official = any(tensor.dtype.startswith("F8_") for tensor in tensors.values())
-    if config["model_type"] == "deepseek_v4" and official:
-        raise ModelError(
-            f"{path} holds DeepSeek-V4's official weights, which MLX cannot run as they are. Run"
-            " `mlxsteer convert` on it first; `mlxsteer convert --help` shows how."
-        )

@@ -218,7 +218,8 @@ def load_model_and_tokenizer(
     _check_memory(folder, target, force)
     model, config = _load_weights(folder, classes, overrides)
     if target is not None:
-        cast_floats(model, target, keep_float32=_is_own(folder))
+        cast_floats(model, target)
+        _refuse_half_experts(model, folder, target)
     if target == mx.float32 and _on_cpu() and not _is_own(folder):
         unpack_where_it_fits(model, folder.config)
     _evaluate(model, path)
@@ -341,23 +342,35 @@ def _check_memory(folder: Folder, target: mx.Dtype | None, force: bool) -> None:
     memory.check(need, label=folder.path.name, force=force)
 
 
-def cast_floats(model: nn.Module, dtype: mx.Dtype, *, keep_float32: bool = False) -> None:
-    """Cast the floating parameters; packed integers stay, as does what the model pins.
+def cast_floats(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Cast the floating parameters; packed integers stay.
 
-    `keep_float32` leaves parameters that are stored in float32 as they are: DeepSeek-V4's
-    mixing matrices and router biases lose their meaning in half precision.
+    So do parameters that the model's `cast_predicate` keeps from a narrower type, such as
+    DeepSeek-V4's mixing matrices and router biases.
     """
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
 
-    may_cast = getattr(model, "cast_predicate", None) or (lambda path: True)
+    may_narrow = getattr(model, "cast_predicate", None) or (lambda path: True)
 
     def cast(path: str, array: mx.array) -> mx.array:
-        pinned = (keep_float32 and array.dtype == mx.float32) or not may_cast(path)
-        wanted = mx.issubdtype(array.dtype, mx.floating) and not pinned
-        return array.astype(dtype) if wanted else array
+        wanted = dtype == mx.float32 or may_narrow(path)
+        return array.astype(dtype) if wanted and mx.issubdtype(array.dtype, mx.floating) else array
 
     model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _refuse_half_experts(model: nn.Module, folder: Folder, target: mx.Dtype) -> None:
+    import mlx.core as mx
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    if target == mx.float32 or not _on_cpu():
+        return
+    if any(isinstance(module, SwitchLinear) for _, module in model.named_modules()):
+        raise ModelError(
+            f"{folder.path.name} has experts that are not quantised, and on CPU MLX multiplies"
+            " those in float32 only. Leave the dtype out."
+        )
 
 
 def unpack_where_it_fits(model: nn.Module, config: dict[str, Any]) -> bool:
