@@ -20,6 +20,7 @@ SITES = ("residual", "stream", "ffn_out", "attn_out")
 DEFAULT_DELTA = 0.3  # δ* of an uncalibrated vector: about where terse stays coherent on the demo
 EDGE = 5.0  # the strength that means δ*
 UNIT_TOLERANCE = 1e-3
+ROUNDING = 1e-6  # a length that differs from 1 by less is 1 in float32
 
 Array = np.ndarray
 
@@ -400,4 +401,6 @@ def _unit(array: Array, name: str, layer: int, op: str, site: str) -> tuple[Arra
     length = float(np.linalg.norm(array))
     if length == 0:
         raise VectorError(f"{name!r}, layer {layer}: the direction is all zeros.")
+    if op == "project" and abs(length - 1) < ROUNDING:
+        return array, 1.0  # as it came, so that a file's hash survives import and export
     return (array / length).astype(np.float32), length

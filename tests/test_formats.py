@@ -266,6 +266,17 @@ def test_glp_one_hot_layers_and_facts(tmp_path: Path, hook: str, site: str) -> N
         assert after[key] == before[key], key
 
 
+def test_glp_contents_keep_their_hash(tmp_path: Path) -> None:
+    tensors = {f"direction.{k}": unit(k) for k in range(1, 6)}
+    vector = import_file(write_glp(tmp_path / "v.gguf", tensors), warn=quiet)
+    export_file(vector, tmp_path / "w.gguf", "glp", warn=quiet)
+    hashes = {
+        gguf.GGUFReader(tmp_path / name).fields["glp.content_sha256"].contents()
+        for name in ("v.gguf", "w.gguf")
+    }
+    assert len(hashes) == 1
+
+
 def test_glp_rank_k_comes_and_goes(tmp_path: Path) -> None:
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(D, 3)))[0].T.astype(np.float32)
     tensors = {"direction.2": basis[0], "direction.2.1": basis[1], "direction.2.2": basis[2]}
@@ -289,8 +300,10 @@ def test_glp_round_trip_keeps_the_sign_and_the_strength(tmp_path, factor: float,
         assert cosine(back.directions[layer], vector.directions[layer]) > 0.999
     if op == "project":
         assert back.share_removed(1) == pytest.approx(vector.share_removed(1))
-        alpha = gguf.GGUFReader(tmp_path / "v.gguf").fields["glp.alpha_default"].contents()
-        assert alpha == pytest.approx(vector.share_removed(1))
+        export_file(back, tmp_path / "again.gguf", "glp", warn=quiet)
+        for path in (tmp_path / "v.gguf", tmp_path / "again.gguf"):
+            alpha = gguf.GGUFReader(path).fields["glp.alpha_default"].contents()
+            assert alpha == pytest.approx(vector.share_removed(1))
     else:
         np.testing.assert_allclose(back.lengths(1, "r", None), vector.lengths(1, "r", None), 1e-5)
 
@@ -382,6 +395,7 @@ def test_ds4_passes_through_glp_with_its_sign(tmp_path: Path) -> None:
     export_file(vector, tmp_path / "v.gguf", "glp", drop_layer_0=True, warn=quiet)
     back = import_file(tmp_path / "v.gguf", warn=quiet)
     assert (back.site, back.share_removed(1), back.layers) == ("ffn_out", -1, (1, 2, 3, 4, 5))
+    assert back.about["suggested_strength"] == 1
     assert back @ vector == pytest.approx(1)
 
 
@@ -428,7 +442,7 @@ def test_the_real_ds4_vector_comes_in_whole_and_goes_out_identical(tmp_path: Pat
     assert min(cosine(vector.directions[k], rows[k]) for k in range(43)) > 0.999
     assert max(abs(cosine(vector.directions[k], rows[k + 1])) for k in range(42)) < 0.5
     export_file(vector, tmp_path / "w.f32", warn=quiet)
-    np.testing.assert_allclose(np.fromfile(tmp_path / "w.f32", "<f4"), rows.ravel(), atol=1e-7)
+    assert (tmp_path / "w.f32").read_bytes() == DS4_VERBOSITY.read_bytes()
 
 
 # --- bare arrays ------------------------------------------------------------------------------

@@ -89,6 +89,9 @@ def show_command(vector: str, model_name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    layers = facts["layers"]
+    if len(layers) == layers[-1] - layers[0] + 1:
+        facts["layers"] = f"{layers[0]}-{layers[-1]}"
     width = max(map(len, facts)) + 2
     for what, value in facts.items():
         if value not in (None, "", {}, []):

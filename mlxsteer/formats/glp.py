@@ -16,7 +16,7 @@ import numpy as np
 from mlxsteer.errors import VectorError
 from mlxsteer.formats import Warn
 from mlxsteer.formats.gguf_vectors import ControlFile, describe, numbers, shifts, write_container
-from mlxsteer.vector import UNIT_TOLERANCE, Array, SteeringVector
+from mlxsteer.vector import ROUNDING, UNIT_TOLERANCE, Array, SteeringVector
 
 SITE_OF = {
     "residual_stream_post_layer": "residual",
@@ -45,9 +45,12 @@ def read(file: ControlFile, site: str | None, n_layers: int | None, warn: Warn) 
     if (derived := keys.get("glp.derived_at")) not in (None, hook):
         warn(f"{file.path}: the direction was measured at {derived} and acts at {hook}.")
     alpha = _number(file, "glp.alpha_default")
-    warn(f"{file.path} suggests α = {alpha:g}: type NAME:{alpha:g}{'r' if mode == 'add' else ''}.")
+    unit = _number(file, STRENGTH_KEY) if mode == "project" else 1.0
+    if unit == 0:
+        raise _refusal(file, f"says {STRENGTH_KEY} 0")
+    typed = f"{alpha / unit:g}{'r' if mode == 'add' else ''}"
+    warn(f"{file.path} suggests α = {alpha:g}; that is the strength NAME:{typed}.")
     arrays = _bases(file) if mode == "project" else _rank_one(file)
-    unit = _number(file, STRENGTH_KEY)
     return SteeringVector.from_arrays(
         arrays,
         op=mode,
@@ -55,10 +58,10 @@ def read(file: ControlFile, site: str | None, n_layers: int | None, warn: Warn) 
         name=file.path.stem,
         n_layers=file.depth(n_layers),
         positions="all",
-        effect="amplify" if mode == "project" and unit < 0 else "remove",
-        gain=abs(unit) if mode == "project" else 1.0,
+        effect="amplify" if unit < 0 else "remove",
+        gain=abs(unit),
         model=_base_model(keys),
-        about=_about(keys, alpha),
+        about=_about(keys) | {"alpha_default": alpha, "suggested_strength": alpha / unit},
     )
 
 
@@ -76,9 +79,9 @@ def write(
             f"{vector.name!r} acts at {vector.site!r}, which GLP has no hook point for. Keep it"
             " as .safetensors."
         )
-    suggested = float(vector.about.get("alpha_default") or 1.0)
+    suggested = float(vector.about.get("suggested_strength") or 1.0)
     if vector.op == "project":
-        alpha = vector.share_removed(abs(suggested) if strength is None else strength)
+        alpha = vector.share_removed(suggested if strength is None else strength)
         by_layer = {layer: _unit_rows(rows) for layer, rows in vector.directions.items()}
         extra = {STRENGTH_KEY: vector.share_removed(1.0)}
     else:
@@ -133,9 +136,10 @@ def _keys(vector: SteeringVector, kept: Mapping[int, Array], alpha: float) -> di
 
 
 def _unit_rows(rows: Array) -> Array:
-    """[k, d], each row of length 1 to float32's last digit: strength is quadratic in it."""
-    rows = np.atleast_2d(rows).astype(np.float64)
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+    """[k, d], each row of length 1 within rounding: the format's strength is quadratic in it."""
+    rows = np.atleast_2d(rows)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
+    return np.where(np.abs(lengths - 1) < ROUNDING, rows, rows / lengths).astype(np.float32)
 
 
 def _check_version(file: ControlFile) -> None:
@@ -210,11 +214,10 @@ def _base_model(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {"base_model": full, "base_revision": keys.get("general.base_model.0.version")}
 
 
-def _about(keys: Mapping[str, Any], alpha: float) -> dict[str, Any]:
+def _about(keys: Mapping[str, Any]) -> dict[str, Any]:
     positive, _, negative = str(keys.get("glp.contrast") or "").partition("_vs_")
     return {
         "source_format": "glp",
-        "alpha_default": alpha,
         "method": keys.get("glp.method"),
         "derived_at": keys.get("glp.derived_at"),
         "model_hint": keys.get("controlvector.model_hint"),
