@@ -24,7 +24,7 @@ FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Importance:
-    """Second moments by module path, float32 `[cols]` or `[stack, cols]`, and the file's name."""
+    """Second moments by module path, `[cols]` or `[stack, cols]`, and the file's name."""
 
     moments: dict[str, mx.array] = field(default_factory=dict)
     name: str = ""
@@ -32,9 +32,11 @@ class Importance:
     def of(self, path: str, index: int) -> mx.array | None:
         """The weights of piece `index` of a module, mean 1; None where nothing was measured."""
         moments = self.moments.get(path)
+        if moments is None:  # both read the same input; it is stored once
+            moments = self.moments.get(path.replace(".up_proj", ".gate_proj"))
         if moments is None:
             return None
-        row = moments if moments.ndim == 1 else moments[index]
+        row = (moments if moments.ndim == 1 else moments[index]).astype(mx.float32)
         return mx.maximum(row / mx.maximum(row.mean(), 1e-30), FLOOR)
 
 
@@ -46,7 +48,7 @@ def smooth(moments: mx.array, counts: mx.array) -> mx.array:
 
 
 def save_importance(path: Path, moments: dict[str, mx.array], tokens: int, model: str) -> None:
-    """Write an importance file: one float32 array per module path."""
+    """Write an importance file: one array per module path."""
     notes = {"kind": "mlxsteer-importance", "tokens": str(tokens), "model": model}
     with atomic_path(path) as temporary:
         mx.save_safetensors(str(temporary), moments, notes)

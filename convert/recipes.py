@@ -15,7 +15,7 @@ from mlxsteer.convert.errors import ConvertError, some
 from mlxsteer.convert.formats import MXFP4, Format
 from mlxsteer.convert.layout import Matrix, Unit
 
-from mlxsteer.errors import near_matches
+from mlxsteer.errors import UsageError, near_matches
 
 KEEP = "keep"
 
@@ -119,9 +119,9 @@ RECIPES = {
 
 
 def named_recipe(name: str) -> Recipe:
-    """A built-in recipe. Raises ConvertError with near names."""
+    """A built-in recipe. Raises UsageError with near names."""
     if name not in RECIPES:
-        raise ConvertError(
+        raise UsageError(
             f"There is no recipe {name!r}.{near_matches(name, RECIPES)} Run `mlxsteer convert"
             " --list` to see them, or give a .yaml file of your own."
         )

@@ -15,6 +15,7 @@ from mlxsteer.convert.finish import finish
 from mlxsteer.convert.importance import Importance
 from mlxsteer.convert.journal import WORK_DIR, Journal, ShardRecord, locked
 from mlxsteer.convert.plan import OutputShard, Plan
+from mlxsteer.convert.portable import make_portable
 from mlxsteer.convert.produce import ErrorSums, shard_chunks
 from mlxsteer.convert.progress import SILENT, Progress
 from mlxsteer.convert.reader import Reader
@@ -50,24 +51,39 @@ def convert(
     importance = importance or Importance()
     if _is_complete(out, plan):
         record = read_json(out / RECORD_NAME)
-        return Result(out, plan.nbytes, len(plan.shards), len(plan.shards), record["errors"])
-    with locked(out) as work:
-        _sweep(out)
-        journal = Journal(out, plan, importance.name)
-        journal.load()
-        resumed = len(journal.done)
-        check_space(out, disk_need(plan, journal.done.keys(), source.downloads, keep_source))
-        journal.save()
-        done = sum(s.nbytes for s in plan.shards if s.filename in journal.done)
-        progress.start(plan.nbytes, done)
-        for index, shard in enumerate(plan.shards):
-            if shard.filename not in journal.done:
-                record = _convert_shard(source, shard, out, importance, progress)
-                journal.add(shard.filename, record)
-            if not keep_source:
-                _release(source, plan, index)
-        errors = finish(source, plan, out, journal.done, importance.name)
-        shutil.rmtree(work)
+        result = Result(out, plan.nbytes, len(plan.shards), len(plan.shards), record["errors"])
+    else:
+        with locked(out) as work:
+            result = _convert_all(source, plan, out, importance, keep_source, progress)
+            shutil.rmtree(work)
+    if portable:
+        make_portable(out)
+    return result
+
+
+def _convert_all(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    importance: Importance,
+    keep_source: bool,
+    progress: Progress,
+) -> Result:
+    """Every shard that the journal does not have, then the files around them."""
+    _sweep(out)
+    journal = Journal(out, plan, importance.name)
+    journal.load()
+    resumed = len(journal.done)
+    check_space(out, disk_need(plan, journal.done.keys(), source.downloads, keep_source))
+    journal.save()
+    progress.start(plan.nbytes, sum(s.nbytes for s in plan.shards if s.filename in journal.done))
+    for index, shard in enumerate(plan.shards):
+        if shard.filename not in journal.done:
+            record = _convert_shard(source, shard, out, importance, progress)
+            journal.add(shard.filename, record)
+        if not keep_source:
+            _release(source, plan, index)
+    errors = finish(source, plan, out, journal.done, importance.name)
     return Result(out, plan.nbytes, len(plan.shards), resumed, errors)
 
 

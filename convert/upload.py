@@ -1,4 +1,4 @@
-"""A finished result to the Hub. Stopped, the same call goes on: files that are there are skipped."""
+"""A finished result to the Hub. The same call goes on after a stop: files there are skipped."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ def upload(folder: Path, repo: str) -> str:
 def _in_order(folder: Path) -> list[Path]:
     """Weights first, config.json last: an unfinished upload is no model."""
     files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
-    return sorted(
-        files, key=lambda p: (p.name == "config.json", p.suffix != ".safetensors", p.name)
-    )
+    return sorted(files, key=lambda p: (p.name == "config.json", _small(p), p.name))
+
+
+def _small(path: Path) -> bool:
+    return path.suffix != ".safetensors"
 
 
 def _same(path: Path, remote: object) -> bool:

@@ -1,4 +1,4 @@
-"""`mlxsteer convert`: official weights to MLX. Parsing and printing; the work is mlxsteer.convert's.
+"""`mlxsteer convert`: official weights to MLX. Parsing and printing; mlxsteer.convert works.
 
 `convert verify` and `convert importance` are helpers of it; everything else is a source.
 """
@@ -226,4 +226,42 @@ def verify_command(folder: Path, against: str | None, everything: bool, as_json:
         raise click.exceptions.Exit(1)
 
 
-HELPERS: dict[str, click.Command] = {"verify": verify_command}
+@click.command("importance")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Texts, one per paragraph. Default: the bundled contrast sets.")  # fmt: skip
+@click.option("--tokens", default=16384, show_default=True, type=click.IntRange(min=1),
+              help="Measure on at most this many tokens.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def importance_command(
+    model: Path, out: Path, prompts: Path | None, tokens: int, as_json: bool
+) -> None:
+    """Measure which columns matter, on a converted MODEL, for `convert --importance`.
+
+    One pass over the texts, one layer in memory at a time: works on a Mac smaller than the model.
+
+    Example: mlxsteer convert importance ~/v4-lossless --out v4-importance.safetensors
+    """
+    from mlxsteer.convert.collect import collect, read_texts, tokenise
+    from mlxsteer.convert.importance import save_importance
+    from mlxsteer.convert.progress import bar
+    from mlxsteer.convert.sources import read_json
+
+    read_json(model / "config.json")
+    ids = tokenise(model, read_texts(prompts), tokens)
+    with bar() as progress:
+        moments, measured = collect(model, ids, progress)
+    save_importance(out, moments, measured, model.resolve().name)
+    facts = {"out": str(out), "tokens": measured, "texts": len(ids), "matrices": len(moments)}
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        click.echo(f"{out}: {len(moments)} matrices measured on {measured:,} tokens")
+        click.echo(f"Use it: mlxsteer convert SOURCE --recipe q2 --importance {out}")
+
+
+HELPERS: dict[str, click.Command] = {
+    "verify": verify_command,
+    "importance": importance_command,
+}
