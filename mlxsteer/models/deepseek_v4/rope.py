@@ -38,6 +38,14 @@ def inverse_frequencies(args: ModelArgs, ratio: int) -> np.ndarray:
     return f * (1 - ramp) + f / scaling["factor"] * ramp
 
 
+def _periods(inv: np.ndarray) -> np.ndarray:
+    """Float32 numbers whose float32 inverses come nearest to `inv`: MLX takes the inverse."""
+    one, p = np.float32(1), np.float32(1) / inv
+    near = np.stack([p, np.nextafter(p, one * 0), np.nextafter(p, one * np.inf)])
+    error = np.abs((one / near).astype(np.float64) - inv)
+    return near[error.argmin(axis=0), np.arange(len(inv))]
+
+
 class Rope:
     """Rotation for rows of one width. Holds no parameters."""
 
@@ -45,7 +53,7 @@ class Rope:
         inv = inverse_frequencies(args, ratio).astype(np.float32)
         still = np.full((width - args.qk_rope_head_dim) // 2, np.inf, dtype=np.float32)
         self._width = width
-        self._periods = mx.array(np.concatenate([still, np.float32(1) / inv]))
+        self._periods = mx.array(np.concatenate([still, _periods(inv)]))
         self._back = -self._periods
 
     def __call__(
