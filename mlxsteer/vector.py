@@ -285,16 +285,10 @@ def _from_sum(
     if not directions:
         raise VectorError(f"{name}: the vectors cancel; nothing is left to steer with.")
     share, gain = None, 1.0
-    about: dict[str, Any] = {
-        "parents": [part.name for part in parts],
-        "method": "combination",
-    }
-    if not first.about.get("n_layers_known", True):
-        about["n_layers_known"] = False
+    depth = {key: value for key, value in first.about.items() if key == "n_layers_known"}
     if not raw and first.residual_norm is not None:
-        doses = np.zeros(first.n_layers)
-        acting = list(directions)
-        doses[acting] = magnitude[acting] / first.residual_norm[acting]
+        norms = np.where(magnitude > 0, first.residual_norm, 1)  # idle layers may have norm 0
+        doses = magnitude / norms
         share = (doses / doses.sum()).astype(np.float32)
         gain = float(doses.sum()) * EDGE / DEFAULT_DELTA
     # `r` multiplies by the gain too; the stored lengths are those of raw multiple 1.
@@ -307,7 +301,7 @@ def _from_sum(
         control_mean={},
         gain=gain,
         calibration=None,
-        about=about,
+        about={"parents": [part.name for part in parts], "method": "combination", **depth},
     )
 
 
