@@ -35,12 +35,18 @@ def add_preserving_norm(h: mx.array, shift: mx.array) -> mx.array:
 def project(h: mx.array, direction: mx.array, share: mx.array) -> mx.array:
     """`h − share·d·(d·h)` for a unit direction: share 1 removes the component along d."""
     x = h.astype(mx.float32)
-    component = (x * direction).sum(axis=-1, keepdims=True)
+    component = _component(x, direction)
     return (x - (share * component) * direction).astype(h.dtype)
 
 
 def clamp(h: mx.array, direction: mx.array, value: mx.array, on: mx.array) -> mx.array:
     """`h + (value − d·h)·d` where `on` is 1: sets the component along unit d to `value`."""
     x = h.astype(mx.float32)
-    component = (x * direction).sum(axis=-1, keepdims=True)
+    component = _component(x, direction)
     return (x + (on * (value - component)) * direction).astype(h.dtype)
+
+
+def _component(x: mx.array, direction: mx.array) -> mx.array:
+    """`d·x` for a unit direction; one of `[…, 4, D]` is a unit over all four streams."""
+    streams = direction.ndim == 4 and direction.shape[-2] > 1
+    return (x * direction).sum(axis=(-2, -1) if streams else -1, keepdims=True)

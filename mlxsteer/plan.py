@@ -84,6 +84,7 @@ class Plan:
         self.terms = tuple(terms)
         self.warnings = tuple(warnings)
         self._edits: dict[int, dict[Place, SiteEdit]] = {}
+        self._stamps: dict[int, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self.terms)
@@ -111,20 +112,23 @@ class Plan:
 
     def stamp(self, phase: int) -> str:
         """The key of what is done at positions of `phase`; empty when nothing is."""
-        acting = [p for p in self.terms if PHASES_OF[p.positions] & phase]
-        return Plan(acting).key
+        if phase not in self._stamps:  # asked for every token, and hashes every direction
+            self._stamps[phase] = Plan(self._acting(phase)).key
+        return self._stamps[phase]
 
     def edit(self, phase: int) -> dict[Place, SiteEdit]:
         """{place: edit} at positions of `phase`."""
         if phase not in self._edits:
-            acting = [p for p in self.terms if PHASES_OF[p.positions] & phase]
             edits: dict[Place, SiteEdit] = {}
-            for planned in acting:
+            for planned in self._acting(phase):
                 for layer in planned.layers:
                     place = (layer, planned.vector.site)
                     edits[place] = _with_term(edits.get(place, SiteEdit()), planned, layer)
             self._edits[phase] = edits
         return self._edits[phase]
+
+    def _acting(self, phase: int) -> list[PlannedTerm]:
+        return [planned for planned in self.terms if PHASES_OF[planned.positions] & phase]
 
     def explain(self) -> str:
         """A table: what is added where, at what dose, on which positions."""

@@ -17,6 +17,9 @@ from mlxsteer.edits import PADDING
 from mlxsteer.plan import ANSWER, PROMPT, THINK, TOOL, Plan
 
 Tokens = tuple[int, ...]
+Unread = tuple[Any, int, int, int]  # (tokens [B, T], row, first, past the last)
+
+LAG = 16  # steps after which a token is long computed, so reading it waits for nothing
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Row:
     """One sequence: its control, how long its prompt is, and where it stands.
 
     first: the phase of the first generated token (ANSWER, or THINK when the prompt opens a
-    thought). seen: tokens already in the cache.
+    thought). seen: tokens already in the cache. unread: generated tokens that were not looked at
+    yet, because no phase mattered; a plan that comes later finds the right phase through them.
     """
 
     control: Control
@@ -72,6 +76,7 @@ class Row:
     seen: int = 0
     phase: int = 0
     recent: Tokens = ()
+    unread: tuple[Unread, ...] = ()
 
     @property
     def needs_tokens(self) -> bool:
@@ -83,8 +88,27 @@ class Row:
 
     def phases(self, count: int, tokens: Sequence[int] | None) -> list[int]:
         """The phases of the next `count` positions; moves on past them."""
-        found = [self._advance(tokens[i] if tokens is not None else None) for i in range(count)]
-        return found
+        if tokens is None:
+            return [self._advance(None) for _ in range(count)]
+        self._read(len(self.unread))
+        return [self._advance(token) for token in tokens[:count]]
+
+    def defer(self, tokens: Any, index: int, count: int) -> None:
+        """Keep the next `count` positions, row `index` of `tokens`, to be looked at later."""
+        start = max(0, self.prompt_length - self.seen)
+        if self.markers and start < count:
+            self.unread = (*self.unread, (tokens, index, start, count))
+            self._read(len(self.unread) - LAG)
+
+    def _read(self, count: int) -> None:
+        """Follow the first `count` of the unread tokens."""
+        if count <= 0:
+            return
+        due, self.unread = self.unread[:count], self.unread[count:]
+        self.phase = self.phase or self.first
+        for tokens, index, start, end in due:
+            for token in tokens.tolist()[index][start:end]:
+                self._follow(token)
 
     def _advance(self, token: int | None) -> int:
         position = self.seen
@@ -92,7 +116,7 @@ class Row:
         if position < self.prompt_length - 1:
             return PROMPT
         if position == self.prompt_length - 1:
-            self.phase = self.first
+            self.phase, self.recent, self.unread = self.first, (), ()
             return PROMPT | self.first
         if self.phase == 0:
             self.phase = self.first
@@ -140,8 +164,9 @@ class RowCache:
             if self._lengths is not None:
                 real = max(0, min(count, self._lengths[index]))
                 self._lengths[index] -= real
-            row_tokens = values[index] if values is not None else None
-            phases[index, :real] = row.phases(real, row_tokens)
+            if values is None:
+                row.defer(tokens, index, real)
+            phases[index, :real] = row.phases(real, values[index] if values else None)
         return phases
 
     # --- mlx-lm's cache protocol -------------------------------------------------------------

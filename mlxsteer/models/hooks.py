@@ -158,6 +158,9 @@ class Hooks:
 
     def forward(self, run: Run | None) -> Any:
         """Context manager: forward passes in this thread carry `run`."""
+        untapped = self._writers is None and self.own_sites is None
+        if run and untapped and any(site != RESIDUAL for _, site in (*run.edits, *run.capture)):
+            self.writers()  # their taps must be in before the pass, or nothing would happen
         return self.board.forward(run)
 
     def require(self, places: Iterable[Place]) -> None:
