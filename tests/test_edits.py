@@ -61,11 +61,8 @@ def test_nothing_steered_gives_no_edits():
 def test_added_vectors_sum_to_one_shift():
     a, b = vector(1), vector(2)
     both = plan(("2r@all", a), ("-0.5r@all", b))
-    raw = {v.name: v.magnitude[1] * v.directions[1] for v in (a, b)}
-    assert len(both.edit(PROMPT)) == 1
     moved = apply([both], [[PROMPT] * 5], X[:1])
     shift = 2 * a.magnitude[1] * a.directions[1] - 0.5 * b.magnitude[1] * b.directions[1]
-    assert raw
     assert np.allclose(moved, X[:1] + shift, atol=1e-5)
 
 
