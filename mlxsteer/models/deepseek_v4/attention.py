@@ -21,8 +21,8 @@ from mlxsteer.models.deepseek_v4.positions import Span, pick
 from mlxsteer.models.deepseek_v4.rope import Rope
 from mlxsteer.models.deepseek_v4.rounding import round_kv
 
-TILE = 128  # queries at once
-GATHER_TILE = 32  # queries at once where each has rows of its own
+TILES = (128, 64, 32, 16, 8)  # queries at once: the first whose arrays fit the budget
+TILE_BUDGET = 64 * 2**20  # bytes of float32 scores, or of rows that were picked per query
 
 
 class Rows(NamedTuple):
@@ -77,6 +77,17 @@ def band(t: int, W: int) -> mx.array:
     """[1, t, t+W-1] True where query i sees key j of `[W-1 before | t own]`: i <= j < i+W."""
     i, j = mx.arange(t)[:, None], mx.arange(t + W - 1)[None]
     return ((i <= j) & (j < i + W))[None]
+
+
+def tile_size(args: ModelArgs, B: int, R: int, sparse: bool) -> int:
+    """Queries at once for B batch rows that see R compressed rows, or each its chosen k."""
+    H, d, W, k = args.num_attention_heads, args.head_dim, args.sliding_window, args.index_topk
+
+    def elements(t: int) -> int:
+        scores = H * t * (W + t - 1 + (k if sparse else R))
+        return B * max(scores, t * k * d if sparse else 0)
+
+    return next((t for t in TILES if elements(t) * 4 <= TILE_BUDGET), TILES[-1])
 
 
 class Attention(nn.Module):
@@ -190,14 +201,21 @@ class Attention(nn.Module):
         near = mx.concatenate([cache.ring_in_order(span), kv], axis=1)
         tiles, i0 = [], 0
         while i0 < span.T:
-            size = GATHER_TILE if self._is_sparse(span, i0) else TILE
-            i1 = min(i0 + size, span.T)
-            if not self._is_sparse(span, i0) and self._is_sparse(span, i1 - 1):
-                i1 = next(i for i in range(i0 + 1, i1 + 1) if self._is_sparse(span, i))
-            tiles.append(self._tile(x, qr, near, cache, span, i0, i1))
+            i1 = self._tile_end(span, i0)
+            after = mx.depends(qr, tiles[-1]) if tiles else qr  # one tile in memory at a time
+            tiles.append(self._tile(x, after, near, cache, span, i0, i1))
             i0 = i1
         cache.set_ring(pick(near, span.ring_sources(self._args.sliding_window)))
         return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=1)
+
+    def _tile_end(self, span: Span, i0: int) -> int:
+        """Where the tile from i0 ends: its queries all see everything, or all choose."""
+        sparse, m = self._is_sparse(span, i0), self._ratio
+        R = span.visible(m, span.T - 1) if m else 0
+        i1 = min(i0 + tile_size(self._args, span.B, R, sparse), span.T)
+        if not sparse and self._is_sparse(span, i1 - 1):
+            i1 = next(i for i in range(i0 + 1, i1 + 1) if self._is_sparse(span, i))
+        return i1
 
     def _is_sparse(self, span: Span, i: int) -> bool:
         """Whether any query at token `i` sees more rows than it may attend to."""
