@@ -37,7 +37,9 @@ def finish(
     record = make_record(plan, shards, importance)
     for name in plan.checkpoint.side_files:
         _copy(source.side_file(name), out / name)
-    if "chat_template.jinja" not in plan.checkpoint.side_files and (text := chat_template()):
+    if "chat_template.jinja" not in plan.checkpoint.side_files and (
+        text := chat_template(plan.checkpoint.config)
+    ):
         write_text(out / "chat_template.jinja", text)
     write_text(out / INDEX_NAME, json.dumps(weight_index(plan), indent=1) + "\n")
     write_text(out / "README.md", model_card(plan, record))
@@ -117,14 +119,18 @@ def _formats(plan: Plan) -> dict[str, list[str]]:
     return {kind: sorted(formats) for kind, formats in found.items()}
 
 
-def chat_template() -> str | None:
-    """The template that the V4 module offers to other clients, if it does."""
+def chat_template(config: Mapping[str, Any]) -> str | None:
+    """The template that the V4 module offers to other clients; the 0731 release has its own.
+
+    Its draft keys tell that release: name and version of both configs are the same.
+    """
     try:
         chat_format = import_module("mlxsteer.models.deepseek_v4.chat_format")
     except ModuleNotFoundError:
         return None
-    text = getattr(chat_format, "CHAT_TEMPLATE", None)
-    return text if isinstance(text, str) else None
+    release = "0731" if any(key.startswith("dspark_") for key in config) else "preview"
+    text: str = chat_format.chat_template(release)
+    return text
 
 
 def _copy(source: Path, target: Path) -> None:
