@@ -36,7 +36,7 @@ class Guard:
     """
 
     perplexity_ratio: float = 3.0
-    distinct2_ratio: float = 0.6
+    distinct2_ratio: float = 0.5
     words: float = 2.0
 
     def holds(self, arm: Arm, unsteered: Arm) -> bool:

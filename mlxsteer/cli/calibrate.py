@@ -35,7 +35,7 @@ from mlxsteer.errors import UsageError
 @click.option(
     "--distinct2-ratio",
     type=float,
-    default=0.6,
+    default=0.5,
     show_default=True,
     help="… and at least this share of the unsteered answers' distinct bigrams.",
 )
@@ -63,7 +63,7 @@ def command(
     \b
     Example:
       mlxsteer calibrate terse --model demo
-    """  # noqa: D301
+    """
     from mlxsteer import library
     from mlxsteer.calibrate import Guard
     from mlxsteer.calibrate import calibrate as find_limits
