@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from mlxsteer.model import Model
 
 PREFILL_STEP = 2048
+PENALTY_WINDOW = 20  # tokens that a repetition penalty looks back on
 MAX_BATCH_ROWS = 128
+
+
+Processor = Callable[[mx.array, mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ class Sampling:
         top_p = self.top_p if self.top_p < 1 else 0.0  # mlx-lm's word for off
         return make_sampler(self.temp, top_p=top_p, min_p=self.min_p, top_k=self.top_k)
 
-    def processors(self) -> list[Callable[[mx.array, mx.array], mx.array]]:
-        return make_logits_processors(repetition_penalty=self.repetition_penalty)
+    def processors(self) -> list[Processor]:
+        return make_logits_processors(
+            repetition_penalty=self.repetition_penalty, repetition_context_size=PENALTY_WINDOW
+        )
 
 
 @dataclass(frozen=True)
@@ -131,12 +137,24 @@ def stream(
         cast(Any, model.steered),
         max_tokens=_room(model, len(tokens), sampling.max_tokens),
         sampler=sampling.sampler(),
-        logits_processors=sampling.processors(),
+        logits_processors=_seeing(tokens[: row.seen], sampling.processors()),
         prompt_cache=cache,
         prefill_step_size=PREFILL_STEP,
         prompt_progress_callback=on_prefill,
     )
     yield from _pieces(model, steps, row)
+
+
+def _seeing(cached: Sequence[int], processors: Sequence[Processor]) -> list[Processor]:
+    """Processors that also see the `cached` tokens: mlx-lm shows them only what it runs."""
+    if not cached:
+        return list(processors)
+    before = mx.array(list(cached[-PENALTY_WINDOW:]))
+
+    def seeing(process: Processor) -> Processor:
+        return lambda tokens, logits: process(mx.concatenate([before, tokens]), logits)
+
+    return [seeing(process) for process in processors]
 
 
 def _pieces(model: Model, steps: Iterator[Any], row: Row) -> Iterator[Piece]:

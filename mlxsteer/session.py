@@ -15,16 +15,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-from mlxsteer.errors import MlxsteerError
+from mlxsteer import library
+from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.files import write_text
-from mlxsteer.generation import Piece, Sampling, stream
-from mlxsteer.plan import PROMPT, Plan
-from mlxsteer.prompting import Messages, first_phase, messages_of, render
+from mlxsteer.generation import PREFILL_STEP, Piece, Sampling, stream
+from mlxsteer.plan import PROMPT, Plan, build
+from mlxsteer.prompting import Messages, messages_of, render
+from mlxsteer.rows import Row
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model, Steer
+
+OnPrefill = Callable[[int, int], None]
 
 FORMAT_VERSION = 1
 
@@ -38,12 +43,24 @@ class CachedPrefix:
     cache: list[Any]
     rows: list[Stamped] = field(default_factory=list)
 
-    def common(self, wanted: Sequence[Stamped]) -> int:
-        """How many leading rows are as wanted."""
+    @property
+    def trimmable(self) -> bool:
+        return bool(can_trim_prompt_cache(self.cache[:-1]))
+
+    def usable(self, wanted: Sequence[Stamped]) -> int:
+        """How many leading rows are as wanted, and can be had without those that follow."""
         pairs = zip(self.rows, wanted, strict=False)
-        return next(
-            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.rows), len(wanted))
-        )
+        shorter = min(len(self.rows), len(wanted))
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+        return common if common == len(self.rows) or self.trimmable else 0
+
+    def cut(self, length: int) -> CachedPrefix:
+        """The first `length` rows, for going on from; a cache that cannot go back is copied."""
+        if not self.trimmable:
+            return CachedPrefix(copy.deepcopy(self.cache), list(self.rows))
+        trim_prompt_cache(self.cache[:-1], len(self.rows) - length)
+        self.cache[-1].rows[0].seen = length
+        return CachedPrefix(self.cache, self.rows[:length])
 
 
 @dataclass
@@ -77,52 +94,50 @@ class Session:
         self.messages: Messages = []
         self.last = Turn()
         self.plan = Plan([])
-        self._prefix: CachedPrefix | None = None
-        self._row: Any = None
+        self._prefixes: list[CachedPrefix] = []
         self.steer(steer)
 
     # --- settings --------------------------------------------------------------------------
 
     def steer(self, steer: Steer) -> Plan:
-        """Set the steering; also of an answer that is being written, from its next token on."""
-        plan = self.model.plan(steer, force=self.force)
-        self.plan = plan
-        if self._row is not None:
-            self._row.control.plan = plan
-        return plan
+        """Set the steering; also of an answer that is being written, from its next token on.
+
+        (The next to be computed: one is always on its way when a piece is seen.)
+        """
+        self.plan = self.model.plan(steer, force=self.force)
+        return self.plan
 
     def reset(self) -> None:
         """Forget the conversation; keep the settings."""
         self.messages = []
-        self._prefix = None
+        self._prefixes = []
 
     # --- talking ---------------------------------------------------------------------------
 
-    def ask(
-        self, text: str, *, on_prefill: Callable[[int, int], None] | None = None
-    ) -> Iterator[Piece]:
+    def ask(self, text: str, *, on_prefill: OnPrefill | None = None) -> Iterator[Piece]:
         """The answer to `text`, piece by piece; kept with it when the turn ends.
 
         Closing the iterator early (or KeyboardInterrupt) keeps what was written so far. An error
-        leaves the chat as it was.
+        leaves the chat as it was. on_prefill(done, total): progress; it may raise.
         """
-        asked: Messages = [*self.messages, {"role": "user", "content": text}]
+        asked = self._asked(text)
         written: list[Piece] = []
         try:
-            for piece in self._answer(asked, on_prefill):
+            for piece in self._answer(asked, lambda: self.plan, on_prefill):
                 written.append(piece)
                 yield piece
         except (GeneratorExit, KeyboardInterrupt):
-            self._prefix = None  # the model may have run ahead of what was seen
             self._keep(asked, written, "interrupted")
             raise
-        except BaseException:
-            self._prefix = None
-            raise
-        else:
-            self._keep(asked, written, written[-1].finish_reason or "length")
-        finally:
-            self._row = None
+        self._keep(asked, written, written[-1].finish_reason or "length")
+
+    def ask_plain(self, text: str, *, on_prefill: OnPrefill | None = None) -> Iterator[Piece]:
+        """The answer that the unsteered model would give now. The chat stays as it is."""
+        plain = Plan([])
+        yield from self._answer(self._asked(text), lambda: plain, on_prefill)
+
+    def _asked(self, text: str) -> Messages:
+        return [*self.messages, {"role": "user", "content": text}]
 
     def _keep(self, asked: Messages, written: Sequence[Piece], reason: str) -> None:
         answer = "".join(piece.text for piece in written if not piece.thinking).strip()
@@ -143,21 +158,24 @@ class Session:
         return thought.strip()
 
     def _answer(
-        self, asked: Messages, on_prefill: Callable[[int, int], None] | None
+        self, asked: Messages, plan_now: Callable[[], Plan], on_prefill: OnPrefill | None
     ) -> Iterator[Piece]:
         tokens = render(self.model, self._with_system(asked), thinking=self.thinking)
-        stamp = self.plan.stamp(PROMPT)
-        wanted = [(token, stamp) for token in tokens[:-1]]
-        cache, reused = self._cache_for(wanted)
-        self.last = Turn(prompt_tokens=len(tokens), cached_tokens=reused)
-        self._fill(cache, tokens, reused, on_prefill)
-        self._prefix = self._kept_prefix(cache, wanted)
-        pieces = stream(self.model, tokens, self.plan, self.sampling, cache=cache)
-        rows = cache[-1].rows
-        for piece in pieces:
-            self._row = rows[0]
-            self._note(tokens, piece)  # before the caller can change the steering
+        plan = plan_now()
+        live = self._prefilled(tokens, plan, on_prefill)
+        kept = [] if live.trimmable else [CachedPrefix(copy.deepcopy(live.cache), list(live.rows))]
+        pieces = stream(self.model, tokens, plan, self.sampling, cache=live.cache)
+        while True:
+            self._prefixes = kept  # a pass that fails leaves `live` in pieces
+            piece = next(pieces, None)
+            if piece is None:
+                break
+            row = live.cache[-1].rows[0]
+            _note(live, tokens, piece, plan, row)
+            self._prefixes = [*kept, live]
             yield piece
+            plan = row.control.plan = plan_now()
+        self._prefixes = [*kept, live]
 
     def _with_system(self, messages: Messages) -> Messages:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -165,75 +183,49 @@ class Session:
 
     # --- the prompt cache --------------------------------------------------------------------
 
-    def _cache_for(self, wanted: Sequence[Stamped]) -> tuple[list[Any], int]:
-        """A cache whose rows are a prefix of `wanted`, and how many they are."""
-        if self._prefix is None:
-            return self._new_cache(), 0
-        common = self._prefix.common(wanted)
-        surplus = len(self._prefix.rows) - common
-        cache = self._prefix.cache
-        if surplus == 0:
-            return (cache if self._trimmable(cache) else copy.deepcopy(cache)), common
-        if common and self._trimmable(cache):
-            trim_prompt_cache(cache[:-1], surplus)
-            cache[-1].rows[0].seen = common
-            return cache, common
-        return self._new_cache(), 0
-
-    def _new_cache(self) -> list[Any]:
-        return self.model.steered.new_cache(self.model.row(self.plan, 0))
-
-    @staticmethod
-    def _trimmable(cache: list[Any]) -> bool:
-        return bool(can_trim_prompt_cache(cache[:-1]))
-
-    def _fill(
-        self,
-        cache: list[Any],
-        tokens: Sequence[int],
-        reused: int,
-        on_prefill: Callable[[int, int], None] | None,
-    ) -> None:
-        """Run the prompt up to its last token, under the plan, in steps."""
-        import mlx.core as mx
-
-        from mlxsteer.generation import PREFILL_STEP
-
-        row = cache[-1].rows[0]
-        row.control.plan, row.prompt_length = self.plan, len(tokens)
-        row.first, row.phase, row.recent = first_phase(self.model, tokens), 0, ()
-        done = reused
-        while done < len(tokens) - 1:
-            step = list(tokens[done : min(done + PREFILL_STEP, len(tokens) - 1)])
-            self.model.steered(mx.array([step]), cache)
-            mx.eval([entry.state for entry in cache])
-            done += len(step)
+    def _prefilled(
+        self, tokens: Sequence[int], plan: Plan, on_prefill: OnPrefill | None
+    ) -> CachedPrefix:
+        """A cache of the prompt up to its last token under `plan`, run in steps where needed."""
+        stamp = plan.stamp(PROMPT)
+        wanted = [(token, stamp) for token in tokens[:-1]]
+        live = self._longest(wanted)
+        self.last = Turn(prompt_tokens=len(tokens), cached_tokens=len(live.rows))
+        row = live.cache[-1].rows[0]
+        row.control.plan, row.prompt_length = plan, len(tokens)
+        others = [] if live.trimmable else self._prefixes
+        while len(live.rows) < len(wanted):
+            self._prefixes = others
+            step = wanted[len(live.rows) : len(live.rows) + PREFILL_STEP]
+            self.model.steered(mx.array([[token for token, _ in step]]), live.cache)
+            mx.eval([entry.state for entry in live.cache])
+            live.rows += step
+            self._prefixes = [*others, live]
             if on_prefill:
-                on_prefill(done, len(tokens))
+                on_prefill(len(live.rows), len(tokens))
+        return live
 
-    def _kept_prefix(self, cache: list[Any], rows: list[Stamped]) -> CachedPrefix:
-        """The filled prompt: shared with the answer if it can be trimmed back, else a copy."""
-        kept = cache if self._trimmable(cache) else copy.deepcopy(cache)
-        return CachedPrefix(kept, list(rows))
-
-    def _note(self, tokens: Sequence[int], piece: Piece) -> None:
-        """Record that the cache now holds `piece` (and, before the first, the last prompt token)."""
-        prefix = self._prefix
-        if prefix is None or piece.token < 0 or prefix.cache[-1].rows[0].seen < len(tokens):
-            return
-        if len(prefix.rows) == len(tokens) - 1:
-            row = prefix.cache[-1].rows[0]
-            prefix.rows.append((tokens[-1], self.plan.stamp(PROMPT | row.first)))
-        prefix.rows.append((piece.token, self.plan.stamp(piece.phase)))
+    def _longest(self, wanted: Sequence[Stamped]) -> CachedPrefix:
+        """The kept prefix that saves most, cut to what is wanted; a new one when none does."""
+        best = max(self._prefixes, key=lambda prefix: prefix.usable(wanted), default=None)
+        if best is None or not (length := best.usable(wanted)):
+            return CachedPrefix(self.model.make_cache())
+        return best.cut(length)
 
     # --- keeping -----------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the chat as JSON: messages, steering, settings."""
+        """Write the chat as JSON: messages, steering, settings.
+
+        MlxsteerError when `path` holds something else, or when the steering is of arrays that no
+        name leads to.
+        """
+        if Path(path).exists():
+            read_chat(path)
         facts = {
             "format_version": FORMAT_VERSION,
             "model": self.model.label,
-            "steer": str(self.plan),
+            "steer": self._steering_text(),
             "system": self.system,
             "thinking": self.thinking,
             "sampling": asdict(self.sampling),
@@ -241,27 +233,70 @@ class Session:
         }
         write_text(path, json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
+    def _steering_text(self) -> str:
+        """The steering in words that lead to the same arrays again."""
+        try:
+            found = [(t.term, library.find(t.term.name, self.model.key)) for t in self.plan.terms]
+            same = build(found, self.model.shape, force=True).key == self.plan.key
+        except MlxsteerError:
+            same = False
+        if not same:
+            raise MlxsteerError(
+                f"The steering ({self.plan}) was given as arrays, which a chat's file cannot hold."
+                " Save the vector under a name and steer by that, or switch the steering off."
+            )
+        return str(self.plan)
+
     def load(self, path: Path) -> None:
         """Go on with a saved chat. MlxsteerError when the file is not one; nothing changes then."""
-        facts = _read_chat(path)
+        facts = read_chat(path)
         try:
+            sampling = Sampling(**facts["sampling"])
             messages = messages_of(facts["messages"]) if facts["messages"] else []
-            plan = self.model.plan(facts.get("steer") or None, force=self.force)
-            sampling = Sampling(**facts.get("sampling", {}))
-            system, thinking = facts.get("system"), bool(facts.get("thinking"))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise MlxsteerError(f"{path} is not a saved chat ({error!r}).") from None
-        self.messages, self.system, self.thinking = messages, system, thinking
-        self.plan, self.sampling, self._prefix = plan, sampling, None
+        except (TypeError, UsageError) as error:
+            raise _not_a_chat(path, str(error)) from None
+        self.plan = self.model.plan(facts["steer"], force=self.force)
+        self.system, self.thinking = facts["system"], facts["thinking"]
+        self.messages, self.sampling, self._prefixes = messages, sampling, []
 
 
-def _read_chat(path: Path) -> dict[str, Any]:
+def _note(live: CachedPrefix, tokens: Sequence[int], piece: Piece, plan: Plan, row: Row) -> None:
+    """Record that the cache holds `piece`, and before the first the last prompt token."""
+    if len(live.rows) == len(tokens) - 1:
+        live.rows.append((tokens[-1], plan.stamp(PROMPT | row.first)))
+    if piece.token >= 0:
+        live.rows.append((piece.token, plan.stamp(row.phase or row.first)))
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "steer": str,
+    "system": (str, type(None)),
+    "thinking": bool,
+    "sampling": dict,
+    "messages": list,
+}
+
+
+def read_chat(path: Path) -> dict[str, Any]:
+    """The facts of a saved chat. MlxsteerError when the file is not one."""
     try:
         facts = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MlxsteerError(f"There is no file {path}. /save FILE makes one.") from None
-    except (OSError, ValueError) as error:
-        raise MlxsteerError(f"{path} is not a saved chat ({error}).") from None
+    except OSError as error:
+        raise MlxsteerError(f"Cannot read {path}: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise _not_a_chat(path, str(error)) from None
     if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
-        raise MlxsteerError(f"{path} is not a saved chat. /save FILE makes one.")
+        raise _not_a_chat(path, f"no format_version {FORMAT_VERSION}")
+    for key, kind in _KINDS.items():
+        if key not in facts or not isinstance(facts[key], kind):
+            raise _not_a_chat(path, f"{key!r} is missing or of the wrong kind")
+    if not all(isinstance(message, dict) for message in facts["messages"]):
+        raise _not_a_chat(path, "its messages are no messages")
     return facts
+
+
+def _not_a_chat(path: Path, reason: str) -> MlxsteerError:
+    return MlxsteerError(f"{path} is not a saved chat ({reason}). /save FILE makes one.")

@@ -6,7 +6,6 @@ and notes to stderr; exit status 0 done, 1 failed, 2 wrong usage.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -80,7 +79,3 @@ def main() -> None:
 def run() -> None:
     """`python -m mlxsteer`."""
     main(prog_name="mlxsteer")
-
-
-if __name__ == "__main__":
-    sys.exit(run())

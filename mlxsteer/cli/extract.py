@@ -77,7 +77,7 @@ def command(
     \b
     Example:
       mlxsteer extract terse --model demo
-    """  # noqa: D301
+    """
     from mlxsteer import contrast
     from mlxsteer.calibrate import calibrate as find_limits
     from mlxsteer.extract import extract_positions
