@@ -7,7 +7,7 @@ Scores, softmax and sums run in float32.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +20,7 @@ from mlxsteer.models.deepseek_v4.indexer import Indexer
 from mlxsteer.models.deepseek_v4.positions import Span, pick
 from mlxsteer.models.deepseek_v4.rope import Rope
 from mlxsteer.models.deepseek_v4.rounding import round_kv
+from mlxsteer.models.deepseek_v4.sharding import summed
 
 TILES = (128, 64, 32, 16, 8)  # queries at once: the first whose arrays fit the budget
 TILE_BUDGET = 64 * 2**20  # bytes of float32 scores, or of rows that were picked per query
@@ -100,6 +101,7 @@ class Attention(nn.Module):
         self._eps, self._scale = args.rms_norm_eps, d**-0.5
         self._rope = Rope(args, self._ratio, d)
         self._heads, self._groups = H, args.o_groups
+        self._group: Any = None  # of processes, where heads are split among several
         self.wq_a = nn.Linear(D, args.q_lora_rank, bias=False)
         self.q_norm = nn.RMSNorm(args.q_lora_rank, eps=args.rms_norm_eps)
         self.wq_b = nn.Linear(args.q_lora_rank, H * d, bias=False)
@@ -113,6 +115,10 @@ class Attention(nn.Module):
         if self._ratio == SPARSE:
             self.indexer = Indexer(args)
 
+    def keep_part(self, n: int, group: Any) -> None:
+        """From now on run one n-th of the heads; the others run in other processes."""
+        self._heads, self._groups, self._group = self._heads // n, self._groups // n, group
+
     def __call__(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array:
         """x [B, T, D], normed -> [B, T, D]. Stores the tokens in `cache`."""
         cache.begin(span, x.dtype)
@@ -123,7 +129,7 @@ class Attention(nn.Module):
         run = self._decode if span.is_step else self._prefill
         out = run(x, qr, kv, cache, span)
         cache.advance(span)
-        return out
+        return summed(out, self._group)
 
     def _row(self, rows: mx.array, offset: int | mx.array, step: int = 1) -> mx.array:
         """Normed rows [B, N, d] given their positions, and rounded."""
@@ -199,7 +205,8 @@ class Attention(nn.Module):
         self, x: mx.array, qr: mx.array, kv: mx.array, cache: DeepseekV4Cache, span: Span
     ) -> mx.array:
         near = mx.concatenate([cache.ring_in_order(span), kv], axis=1)
-        tiles, i0 = [], 0
+        tiles: list[mx.array] = []
+        i0 = 0
         while i0 < span.T:
             i1 = self._tile_end(span, i0)
             after = mx.depends(qr, tiles[-1]) if tiles else qr  # one tile in memory at a time

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxsteer.models.deepseek_v4.config import ModelArgs
+from mlxsteer.models.deepseek_v4.sharding import summed
 
 SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert pays
 
@@ -108,6 +111,7 @@ class MoE(nn.Module):
         self.gate = Gate(args, layer)
         self.switch_mlp = SwitchMLP(args)
         self.shared_experts = SharedExpert(args)
+        self.group: Any = None  # of processes, where each expert is split among several
 
     def __call__(self, x: mx.array, ids: mx.array) -> mx.array:
         """x [B, T, D], normed; ids [B, T] -> [B, T, D] in x's dtype."""
@@ -116,4 +120,5 @@ class MoE(nn.Module):
         routed = self.switch_mlp(
             mx.flatten(x, 0, 1), experts.reshape(-1, k), weights.reshape(-1, k)
         )
-        return (routed.reshape(x.shape) + self.shared_experts(x)).astype(x.dtype)
+        out = routed.reshape(x.shape) + self.shared_experts(x)
+        return summed(out, self.group).astype(x.dtype)

@@ -15,6 +15,7 @@ from mlxsteer.models.deepseek_v4.config import ModelArgs
 from mlxsteer.models.deepseek_v4.experts import MoE
 from mlxsteer.models.deepseek_v4.hyper_connections import HyperConnection, HyperHead, expand
 from mlxsteer.models.deepseek_v4.positions import Span
+from mlxsteer.models.deepseek_v4.sharding import Pipeline, RemoteLayer, shard
 
 
 class DecoderLayer(nn.Module):
@@ -58,18 +59,31 @@ class Decoder(nn.Module):
         super().__init__()
         self._n = args.hc_mult
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.layers = [DecoderLayer(args, i) for i in range(args.num_hidden_layers)]
+        self.layers: list[Any] = [DecoderLayer(args, i) for i in range(args.num_hidden_layers)]
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.hc_head = HyperHead(args)
+        self._stage: Pipeline | None = None
+        self.start_idx, self.end_idx = 0, args.num_hidden_layers
+
+    def pipeline(self, group: Any) -> None:
+        """Keep this process's range of layers; mlx-lm's loader calls it."""
+        self._stage = Pipeline(group, len(self.layers))
+        self.start_idx, self.end_idx = self._stage.start, self._stage.end
+        here = range(self.start_idx, self.end_idx)
+        self.layers = [x if i in here else RemoteLayer() for i, x in enumerate(self.layers)]
 
     def __call__(self, ids: mx.array, cache: list[DeepseekV4Cache]) -> mx.array:
         """ids [B, T] -> [B, T, D], normed."""
-        span = cache[0].span(*ids.shape)
+        here = slice(self.start_idx, self.end_idx)
+        span = cache[here][0].span(*ids.shape)
         x = self.embed_tokens(ids).astype(self.norm.weight.dtype)
         X = mx.broadcast_to(x[:, :, None], (*ids.shape, self._n, x.shape[-1]))
-        for layer, c in zip(self.layers, cache, strict=True):
+        X = self._stage.arriving(X) if self._stage else X
+        for layer, c in zip(self.layers[here], cache[here], strict=True):
             X = layer(X, ids, c, span)
-        return self.norm(self.hc_head(X))
+        X = self._stage.leaving(X, cache[here][-1]) if self._stage else X
+        h = self.norm(self.hc_head(X))
+        return self._stage.everywhere(h) if self._stage else h
 
 
 class Model(nn.Module):
@@ -98,6 +112,10 @@ class Model(nn.Module):
     @property
     def layers(self) -> list[DecoderLayer]:
         return self.model.layers
+
+    def shard(self, group: Any = None) -> None:
+        """Split heads and experts among the processes of `group`; mlx-lm's loader calls it."""
+        shard(self, group or mx.distributed.init())
 
     def make_cache(self) -> list[DeepseekV4Cache]:
         """An empty cache per layer."""
