@@ -37,10 +37,11 @@ def finish(
     record = make_record(plan, shards, importance)
     for name in plan.checkpoint.side_files:
         _copy(source.side_file(name), out / name)
-    if "chat_template.jinja" not in plan.checkpoint.side_files and (
-        text := chat_template(plan.checkpoint.config)
-    ):
-        write_text(out / "chat_template.jinja", text)
+    offered = None
+    if "chat_template.jinja" not in plan.checkpoint.side_files:
+        offered = chat_template(plan.checkpoint.config)
+    if offered is not None:
+        write_text(out / "chat_template.jinja", offered)
     write_text(out / INDEX_NAME, json.dumps(weight_index(plan), indent=1) + "\n")
     write_text(out / "README.md", model_card(plan, record))
     write_text(out / "config.json", json.dumps(output_config(plan), indent=1) + "\n")

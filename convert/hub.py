@@ -55,9 +55,10 @@ class HubSource:
         )
 
     def fetch(self, shard: str, progress: Progress) -> None:
-        """Download a shard unless it is here; a broken download goes on where it stopped."""
+        """Download a shard unless it is here. The client takes up a cut connection by itself."""
         if self._cached(shard) or self._whole(shard):
             return
+        self._sweep()
         size = self.checkpoint.shards[shard].nbytes
         bar = _status_bar(progress, shard, size)
         self._ask(lambda hub: hub.hf_hub_download(
@@ -82,6 +83,12 @@ class HubSource:
             self._repo, name, revision=self._commit, tqdm_class=_status_bar(SILENT, name, 0)
         ))  # fmt: skip
         return Path(found)
+
+    def _sweep(self) -> None:
+        """Remove what a killed download left in our own folder: the client starts a new file."""
+        if self._downloads_to is not None:
+            for stale in self._downloads_to.rglob("*.incomplete"):
+                stale.unlink()
 
     def _whole(self, shard: str) -> bool:
         path = self._downloads_to and self._downloads_to / shard
