@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-import mlxsteer  # noqa: F401  before mlx, for its fast BLAS
-from mlxsteer.models import demo
+# Spinning BLAS threads slow everything where cores are shared. Before anything loads a BLAS.
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import mlxsteer  # noqa: E402, F401  before mlx, for its fast BLAS
+from mlxsteer.models import demo  # noqa: E402
 
 
 @pytest.fixture(scope="session")
