@@ -1,7 +1,7 @@
 """Finds a vector's limits δ±: the largest dose whose answers stay coherent, for each sign.
 
 Coherent is judged on questions that were not trained on, against the unsteered answers to the
-same questions. About 17 answers a question; one batch.
+same questions. Costs 23 short answers a question (11 doses of each sign), decoded in batches.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ def calibrate(
     n_questions: int = QUESTIONS,
     max_tokens: int = MAX_TOKENS,
     guard: Guard | None = None,
+    force: bool = False,
     show_progress: bool = True,
 ) -> SteeringVector:
     """`vector` with δ+ and δ− found on `model`, so that strength 5 is the edge.
 
-    A multiple of a vector is calibrated as the vector itself (gain 1). Raises VectorError when
-    not even the smallest dose is coherent.
+    questions: asked in place of the first `n_questions` held-out ones. force: also for a vector
+    of another architecture. A multiple of a vector is calibrated as the vector itself (gain 1).
+    Raises VectorError when not even the smallest dose is coherent.
     """
     if vector.op == "project":
         raise UsageError(
@@ -72,11 +74,11 @@ def calibrate(
         raise UsageError("Doses to try must be above 0, such as 0.1, 0.2, 0.4.")
     guard = guard or Guard()
     metric, held_out = held_out_of(vector)
-    asked = list(questions or held_out)[:n_questions]
+    asked = list(questions) if questions else list(held_out[:n_questions])
     bare = replace(vector, gain=1.0, calibration=None)
     steerings = [(0.0, Plan([]))]
     for dose in sorted({*doses, *(-dose for dose in doses)}):
-        steerings.append((dose, _at_dose(model, bare, dose)))
+        steerings.append((dose, _at_dose(model, bare, dose, force)))
     arms = trials.run(
         model,
         asked,
@@ -96,9 +98,9 @@ def held_out_of(vector: SteeringVector) -> tuple[Metric, tuple[str, ...]]:
     return contrast.metric, contrast.held_out
 
 
-def _at_dose(model: Model, vector: SteeringVector, dose: float) -> Plan:
+def _at_dose(model: Model, vector: SteeringVector, dose: float, force: bool) -> Plan:
     term = Term(plain_name(vector.name), dose, "d")
-    plan = build([(term, vector)], model.shape, force=True)
+    plan = build([(term, vector)], model.shape, force=force)
     model.hooks.require(plan.places)
     return plan
 

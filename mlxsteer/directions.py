@@ -13,6 +13,7 @@ import numpy as np
 from mlxsteer.errors import VectorError
 
 Array = np.ndarray
+NOISE = 1e-5  # of a state's length: about what float32 leaves of two states that are the same
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class LayerReport:
 
     norm_ratio: ‖mean difference‖ / median residual norm. auroc: of the projection, on pairs
     that the direction was not fitted to. agreement: share of such pairs whose difference points
-    along it.
+    along it. Both None for a single pair, which leaves nothing to judge on.
     """
 
     layer: int
     norm_ratio: float
-    auroc: float
-    agreement: float
+    auroc: float | None
+    agreement: float | None
 
 
 def mean_difference(positive: Array, negative: Array) -> Array:
@@ -51,8 +52,9 @@ def principal(positive: Array, negative: Array) -> Array:
 def logistic(positive: Array, negative: Array, ridge: float = 1.0, steps: int = 25) -> Array:
     """Weights of a ridge-regularised logistic probe, scaled to the mean difference's length.
 
-    Newton's method in the span of the samples, which is where the optimum lies (representer
-    theorem), on states centred and scaled to unit average norm.
+    Minimises Σ log(1 + exp(−y w·x)) + ridge/2 ‖w‖² over w; y = ±1, x the states, centred and
+    scaled to unit average norm; no intercept. Newton's method in the span of the samples, which
+    is where the optimum lies (representer theorem).
     """
     states = np.concatenate([positive, negative]).astype(np.float64)
     states = states - states.mean(axis=0)
@@ -95,6 +97,12 @@ METHODS: Mapping[str, Callable[[Array, Array], Array]] = {
 }
 
 
+def fit(positive: Array, negative: Array, method: str, orthogonalise: bool = False) -> Array:
+    """The direction [D] of `method`; orthogonalised: without its part along the negatives' mean."""
+    direction = METHODS[method](positive, negative)
+    return without(direction, negative.mean(axis=0)) if orthogonalise else direction
+
+
 def without(direction: Array, control_mean: Array) -> Array:
     """`direction` without its component along `control_mean`."""
     unit = control_mean / (np.linalg.norm(control_mean) or 1.0)
@@ -102,23 +110,25 @@ def without(direction: Array, control_mean: Array) -> Array:
 
 
 def report(
-    layer: int, positive: Array, negative: Array, method: str, residual_norm: float
+    layer: int,
+    positive: Array,
+    negative: Array,
+    residual_norm: float,
+    method: str = "mean",
+    orthogonalise: bool = False,
 ) -> LayerReport:
     """Two-fold cross-validation over pairs: fit on one half, judge on the other."""
-    fit = METHODS[method]
+    norm_ratio = float(np.linalg.norm(mean_difference(positive, negative))) / residual_norm
+    if len(positive) < 2:
+        return LayerReport(layer, norm_ratio, None, None)
     scores: list[tuple[Array, Array]] = []
     for fold in (0, 1):
         seen = np.arange(len(positive)) % 2 == fold
-        if seen.sum() == 0 or (~seen).sum() == 0:
-            continue
-        direction = fit(positive[seen], negative[seen])
+        direction = fit(positive[seen], negative[seen], method, orthogonalise)
         scores.append((positive[~seen] @ direction, negative[~seen] @ direction))
-    length = float(np.linalg.norm(mean_difference(positive, negative)))
-    if not scores:
-        return LayerReport(layer, length / residual_norm, float("nan"), float("nan"))
     return LayerReport(
         layer=layer,
-        norm_ratio=length / residual_norm,
+        norm_ratio=norm_ratio,
         auroc=float(np.mean([auroc(up, down) for up, down in scores])),
         agreement=float(np.mean(np.concatenate([up > down for up, down in scores]))),
     )
@@ -130,9 +140,15 @@ def auroc(up: Array, down: Array) -> float:
     return float(above + 0.5 * (up[:, None] == down[None]).mean())
 
 
-def require_nonzero(direction: Array, name: str, layer: int) -> None:
-    """VectorError when the two poles left no difference."""
-    if not np.isfinite(direction).all() or float(np.linalg.norm(direction)) < 1e-8:
+def require_nonzero(direction: Array, states: Array, name: str, layer: int) -> None:
+    """VectorError when the poles left no difference beyond the rounding of `states` [N, D]."""
+    noise = NOISE * float(np.linalg.norm(states, axis=1).mean())
+    if not np.isfinite(direction).all():
+        raise VectorError(
+            f"{name}: the model gives no finite states at layer {layer}. Load it with --dtype"
+            " float32, or check it with `mlxsteer doctor`."
+        )
+    if float(np.linalg.norm(direction)) <= noise:
         raise VectorError(
             f"{name}: the two poles give the same states at layer {layer}, so there is no"
             " direction. Make the wordings differ, or read at another position."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from mlxsteer import directions, prompting
 from mlxsteer.contrast import ContrastSet, Pair
 from mlxsteer.errors import UsageError, near_matches
-from mlxsteer.files import cache_dir
+from mlxsteer.files import cache_dir, write_text
 from mlxsteer.generation import Sampling, generate_batch
 from mlxsteer.plan import Plan
 from mlxsteer.progress import progress, say
@@ -33,6 +34,7 @@ DEFAULT_PAIRS = 100
 ADD_BAND = (0.35, 0.70)  # of depth (DESIGN, part 3)
 PROJECT_BAND = (0.20, 1.0)
 ANSWER_TOKENS = 48
+ANSWERS_AT_A_TIME = 64  # kept together, so that little is lost when interrupted
 POSITIONS = ("last_prompt", "answer_mean", "text_mean", "both")
 
 
@@ -110,8 +112,10 @@ def extract_positions(
     if chosen.pairs > len(pairs) and chosen.pairs != DEFAULT_PAIRS:
         say(f"{contrast.name} holds {len(pairs)} pairs; using all.", enabled=show_progress)
     position = chosen.position or contrast.extract.position
-    passages = _passages(model, contrast, pairs, position, show_progress)
-    store = _store(model, contrast, chosen, layers, passages) if resume else None
+    asked = _store(model, "answers", ANSWER_TOKENS, pairs) if resume else None
+    passages = _passages(model, contrast, pairs, position, asked, show_progress)
+    spans = [(passage.tokens, sorted(passage.spans.items())) for passage in passages]
+    store = _store(model, chosen.site, layers, spans) if resume else None
     readings = read(
         model,
         passages,
@@ -121,6 +125,8 @@ def extract_positions(
         store=store,
         show_progress=show_progress,
     )
+    if asked is not None:
+        shutil.rmtree(asked, ignore_errors=True)
     return {
         span: _vector(model, contrast, chosen, layers, span, readings, len(pairs))
         for span in readings.means
@@ -137,7 +143,7 @@ def layers_for(n_layers: int, contrast: ContrastSet, options: Options) -> tuple[
                 )
         if not options.layers:
             raise UsageError("No layers were given. Type e.g. --layers 10-20.")
-        return tuple(sorted(set(options.layers)))
+        return tuple(sorted({int(layer) for layer in options.layers}))
     low, high = ADD_BAND if options.op == "add" else PROJECT_BAND
     if options.op == "add" and contrast.extract.band is not None:
         low, high = contrast.extract.band
@@ -159,9 +165,14 @@ def _options(options: Mapping[str, Any]) -> Options:
 
 
 def _passages(
-    model: Model, contrast: ContrastSet, pairs: Sequence[Pair], position: str, show: bool
+    model: Model,
+    contrast: ContrastSet,
+    pairs: Sequence[Pair],
+    position: str,
+    store: Path | None,
+    show: bool,
 ) -> list[Passage]:
-    """Positive then negative passage of every pair, in turn."""
+    """Positive then negative passage of every pair, in turn; `store` keeps answers written."""
     poles = [pole for pair in pairs for pole in (pair.positive, pair.negative)]
     if contrast.combine == "texts":
         _require_position(contrast, position, "text_mean")
@@ -173,18 +184,10 @@ def _passages(
         raise UsageError(f"{contrast.name} holds instructions, no texts: read last_prompt.")
     prompts = [model.render(list(messages)) for messages in poles]  # type: ignore[arg-type]
     if position == "last_prompt":
-        return [
-            _spanned(prompt, {"last_prompt": (len(prompt) - 1, len(prompt))}) for prompt in prompts
-        ]
-    answers = _written_answers(model, contrast, prompts, show)
-    passages = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        end = len(prompt) + len(answer)
-        spans = {"answer_mean": (len(prompt), end)}
-        if position == "both":
-            spans = {"last_prompt": _last(prompt), **spans}
-        passages.append(_spanned([*prompt, *answer], spans))
-    return passages
+        return [_spanned(prompt, {"last_prompt": _last(prompt)}) for prompt in prompts]
+    answers = _written_answers(model, f"Answering {contrast.name}", prompts, store, show)
+    both = position == "both"
+    return [_prompt_and_answer(*part, both) for part in zip(prompts, answers, strict=True)]
 
 
 def _require_position(contrast: ContrastSet, position: str, possible: str) -> None:
@@ -200,6 +203,12 @@ def _spanned(tokens: Sequence[int], spans: Mapping[str, tuple[int, int]]) -> Pas
 
 def _last(prompt: Sequence[int]) -> tuple[int, int]:
     return (len(prompt) - 1, len(prompt))
+
+
+def _prompt_and_answer(prompt: Sequence[int], answer: Sequence[int], both: bool) -> Passage:
+    spans = {"last_prompt": _last(prompt)} if both else {}
+    spans["answer_mean"] = (len(prompt), len(prompt) + len(answer))
+    return _spanned([*prompt, *answer], spans)
 
 
 def _text_passage(model: Model, text: str) -> Passage:
@@ -218,32 +227,41 @@ def _answered(model: Model, messages: list[dict[str, Any]]) -> Passage:
 
 
 def _written_answers(
-    model: Model, contrast: ContrastSet, prompts: Sequence[Sequence[int]], show: bool
+    model: Model, label: str, prompts: Sequence[Sequence[int]], store: Path | None, show: bool
 ) -> list[list[int]]:
     """What the model answers to each prompt, greedily; at least one token each."""
     sampling = Sampling(max_tokens=ANSWER_TOKENS)
-    with progress(f"Answering {contrast.name}", len(prompts), enabled=show) as advance:
-        plans = [Plan([])] * len(prompts)
-        answers = generate_batch(model, prompts, plans, sampling, on_tokens=advance)
     end = sorted(model.tokenizer.eos_token_ids)[0]
-    return [answer.tokens or [end] for answer in answers]
+    answers: list[list[int]] = []
+    with progress(label, len(prompts), enabled=show) as advance:
+        for start in range(0, len(prompts), ANSWERS_AT_A_TIME):
+            part = prompts[start : start + ANSWERS_AT_A_TIME]
+            path = store / f"{start:05d}.json" if store else None
+            written = _kept_answers(path, len(part))
+            if written is None:
+                plans = [Plan([])] * len(part)
+                found = generate_batch(model, part, plans, sampling)
+                written = [answer.tokens or [end] for answer in found]
+                if path is not None:
+                    write_text(path, json.dumps(written))
+            answers += written
+            advance(len(part))
+    return answers
 
 
-def _store(
-    model: Model,
-    contrast: ContrastSet,
-    options: Options,
-    layers: Sequence[int],
-    passages: Sequence[Passage],
-) -> Path:
-    """Where finished groups of exactly this reading are kept until it is whole."""
-    digest = hashlib.sha256()
-    stamp = model.stamp["weights_fingerprint"]
-    facts = [contrast.digest(), stamp, model.dtype, options.site, list(layers)]
-    digest.update(json.dumps(facts).encode())
-    for passage in passages:
-        digest.update(repr((passage.tokens, sorted(passage.spans.items()))).encode())
-    return cache_dir() / "extract" / digest.hexdigest()[:32]
+def _kept_answers(path: Path | None, count: int) -> list[list[int]] | None:
+    """The answers that an interrupted call left at `path`; None when they are not whole."""
+    try:
+        kept = json.loads(path.read_text()) if path is not None else None
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, list) and len(kept) == count else None
+
+
+def _store(model: Model, *what: Any) -> Path:
+    """Where the finished part of exactly this work lies until the whole is done."""
+    facts = (model.stamp["weights_fingerprint"], model.dtype, model.config, what)
+    return cache_dir() / "extract" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 # --- what results ---------------------------------------------------------------------------
@@ -263,15 +281,12 @@ def _vector(
     arrays, reports, control = {}, [], {}
     for index, layer in enumerate(layers):
         positive, negative = means[0::2, index], means[1::2, index]
-        direction = directions.METHODS[options.method](positive, negative)
+        how = (options.method, options.orthogonalise)
+        arrays[layer] = directions.fit(positive, negative, *how)
+        directions.require_nonzero(arrays[layer], negative, contrast.name, layer)
         if options.orthogonalise:
-            control[layer] = negative.mean(axis=0).astype(np.float32)
-            direction = directions.without(direction, control[layer])
-        directions.require_nonzero(direction, contrast.name, layer)
-        arrays[layer] = direction
-        reports.append(
-            directions.report(layer, positive, negative, options.method, float(norm[layer]))
-        )
+            control[layer] = negative.mean(axis=0)
+        reports.append(directions.report(layer, positive, negative, float(norm[layer]), *how))
     share = np.zeros(model.n_layers, np.float32)
     share[list(layers)] = 1.0 / len(layers)
     return SteeringVector.from_arrays(

@@ -86,17 +86,23 @@ def find_or_extract(name: str, model: Model) -> SteeringVector:
 def save(vector: SteeringVector, key: str, name: str | None = None) -> Path:
     """Keep `vector` among the user's vectors for a model; returns its path."""
     name = name or vector.name
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise VectorError(
-            f"{name!r} cannot be a file's name: use letters, digits, '-', '_' and '.'."
-        )
+    check_name(name)
     return vector.save(user_dir(key) / f"{name}{SUFFIX}")
+
+
+def check_name(name: str) -> None:
+    """VectorError when a vector called `name` could not be kept, or not be found again."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or is_path(name):
+        raise VectorError(
+            f"{name!r} cannot be a vector's name: use letters, digits, '-', '_' and '.', a letter"
+            " or digit first, and no file ending."
+        )
 
 
 def _find(name: str, key: str) -> SteeringVector | None:
     from mlxsteer.vector import SteeringVector
 
-    if _is_path(name):
+    if is_path(name):
         return SteeringVector.load(Path(name).expanduser())
     if (path := available(key).get(name)) is not None:
         return SteeringVector.load(path)
@@ -107,7 +113,8 @@ def _find(name: str, key: str) -> SteeringVector | None:
     return None
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether `name` means a file rather than a vector's name."""
     looks = name.startswith((".", "~", "/")) or Path(name).suffix in (
         SUFFIX,
         ".gguf",

@@ -173,8 +173,9 @@ class Model:
         """
         tokens = self._checked(token_ids)
         cache = self.make_cache() if cache is None else cache
-        rows: RowCache = cache[-1]
-        row = rows.rows[0]
+        if not cache or not isinstance(cache[-1], RowCache):
+            raise UsageError("This cache is not one of ours. Make it with model.make_cache().")
+        row = cache[-1].rows[0]
         row.control.plan = self.plan(steer)
         row.prompt_length = row.seen + len(tokens) if prompt_length is None else prompt_length
         logits = self.steered(mx.array([tokens]), cache)[0].astype(mx.float32)

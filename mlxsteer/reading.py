@@ -5,7 +5,10 @@ Knows tokens and spans, not what they mean; `extract` asks and interprets.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +55,8 @@ class Group:
 @dataclass(frozen=True)
 class Readings:
     """means: {span name: float32 [N, layers, D]}; tokens_run: tokens that went through the model
-    in this call or the ones it resumed; tokens_given: the sum of all passages' lengths."""
+    in this call or the ones it resumed, padding left out; tokens_given: the sum of all passages'
+    lengths."""
 
     means: dict[str, np.ndarray]
     tokens_run: int
@@ -80,11 +84,12 @@ def read(
     shape = (len(passages), len(layers), model.d_model)
     means = {name: np.zeros(shape, np.float32) for name in names}
     with progress(label, len(passages), enabled=show_progress) as advance:
-        for index, group in enumerate(groups):
-            found = _kept(store, index, group)
+        for group in groups:
+            path = _file(store, group)
+            found = _kept(path, names, (len(group.members), *shape[1:]))
             if found is None:
                 found = _run_group(model, passages, group, layers, site)
-                _keep(store, index, found)
+                _keep(path, found)
             for name in names:
                 means[name][list(group.members)] = found[name]
             advance(len(group.members))
@@ -98,8 +103,9 @@ def read(
 
 
 def group_by_prefix(passages: Sequence[Passage], *, shareable: bool = True) -> list[Group]:
-    """Groups of passages that run the fewest tokens in all, each group one batch.
+    """Groups of passages that cost the least in all, each group one batch.
 
+    Cost: positions run, padding included, and `PASS_OVERHEAD` for every forward pass.
     Sorted passages with a common prefix are neighbours, so the best partition of the sorted
     list into runs is found by dynamic programming.
     """
@@ -107,7 +113,7 @@ def group_by_prefix(passages: Sequence[Passage], *, shareable: bool = True) -> l
     best: list[tuple[int, int]] = [(0, 0)]  # (cost, where the last run begins) up to here
     for end in range(1, len(order) + 1):
         options = []
-        prefix = total = longest = 0
+        prefix = longest = 0
         for start in range(end - 1, -1, -1):
             passage = passages[order[start]]
             if start == end - 1:
@@ -115,13 +121,13 @@ def group_by_prefix(passages: Sequence[Passage], *, shareable: bool = True) -> l
             else:
                 nearer = passages[order[start + 1]].tokens
                 prefix = min(prefix, passage.free_prefix, _common(passage.tokens, nearer))
-            total += len(passage.tokens)
             longest = max(longest, len(passage.tokens))
             rows = end - start
             shared = prefix if shareable else 0
             if rows > 1 and rows * (longest - shared) > MAX_BATCH_TOKENS:
                 break
-            cost = total - (rows - 1) * shared + PASS_OVERHEAD * (2 if shared else 1)
+            positions = shared + rows * (longest - shared)
+            cost = positions + PASS_OVERHEAD * (2 if shared and rows > 1 else 1)
             options.append((best[start][0] + cost, start))
         best.append(min(options))
     groups, end = [], len(order)
@@ -200,21 +206,29 @@ def _prefix_cache(model: Model, prefix: Sequence[int], rows: int) -> list[Any]:
     return copies
 
 
-def _kept(store: Path | None, index: int, group: Group) -> dict[str, np.ndarray] | None:
-    path = store / f"{index:05d}.npz" if store else None
+def _file(store: Path | None, group: Group) -> Path | None:
+    """Named by what it holds: a version that groups otherwise finds nothing to mistake."""
+    digest = hashlib.sha256(repr((group.members, group.prefix)).encode()).hexdigest()
+    return store / f"{digest[:32]}.npz" if store else None
+
+
+def _kept(
+    path: Path | None, names: Sequence[str], shape: tuple[int, ...]
+) -> dict[str, np.ndarray] | None:
+    """What an earlier call left at `path`; None when there is nothing whole of that shape."""
     if path is None or not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
-    complete = all(len(array) == len(group.members) for array in found.values())
-    return found if found and complete else None
+    whole = sorted(found) == list(names) and all(a.shape == shape for a in found.values())
+    return found if whole else None
 
 
-def _keep(store: Path | None, index: int, found: Mapping[str, np.ndarray]) -> None:
-    if store is None:
+def _keep(path: Path | None, found: Mapping[str, np.ndarray]) -> None:
+    if path is None:
         return
-    with atomic_path(store / f"{index:05d}.npz") as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **found)  # type: ignore[arg-type]

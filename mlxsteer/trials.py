@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,11 +43,14 @@ class Arm:
     answers: tuple[str, ...] = ()
     per_answer: tuple[float, ...] = ()
 
-    def row(self) -> dict[str, Any]:
-        """The numbers alone, rounded, for a table or a file."""
+    def row(self) -> dict[str, float | None]:
+        """The numbers alone, rounded, for a table or a file; None for what no answer gave."""
         facts = asdict(self)
         del facts["answers"], facts["per_answer"]
-        return {key: round(float(value), 4) for key, value in facts.items()}
+        return {
+            key: round(float(value), 4) if np.isfinite(value) else None
+            for key, value in facts.items()
+        }
 
 
 def run(

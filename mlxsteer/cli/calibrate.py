@@ -72,11 +72,10 @@ def command(
     if doses is not None:
         options["doses"] = _numbers(doses)
     model = load_model(model_name, dtype, force)
-    vector = find_limits(model, library.find_or_extract(name, model), guard=guard, **options)
-    path: Any = None
-    if not dry_run:
-        is_file = Path(name).suffix == ".safetensors"
-        path = vector.save(Path(name)) if is_file else library.save(vector, model.key, name)
+    target = None if dry_run else _target(name, model.key)  # a bad name fails before the work
+    found = library.find_or_extract(name, model)
+    vector = find_limits(model, found, guard=guard, force=force, **options)
+    path = vector.save(target) if target else None
     calibration = vector.calibration
     assert calibration is not None
     if as_json:
@@ -90,12 +89,27 @@ def command(
         )
         return
     heads = ["dose", "metric", "words", "ended", "distinct2", "perplexity"]
-    print_table(heads, [[r["amount"], *(r[h] for h in heads[1:])] for r in calibration.curve])
+    rows = [[r["amount"], *(r[head] for head in heads[1:])] for r in calibration.curve]
+    print_table(heads, [["-" if value is None else value for value in row] for row in rows])
     click.echo(
         f"{vector.name}: coherent up to dose {calibration.delta_plus:g} (strength 5) and"
         f" {calibration.delta_minus:g} (strength -5)."
         + (f"\nWritten to {path}" if path else "\nDry run: nothing was written.")
     )
+
+
+def _target(name: str, key: str) -> Path:
+    """Where the calibrated vector goes: its own file, else the user's vectors for the model."""
+    from mlxsteer import library
+
+    path = Path(name).expanduser()
+    if path.suffix == library.SUFFIX:
+        return path
+    # A Hub vector keeps its name behind the colon, a foreign file its own without the ending.
+    plain = name.rpartition(":")[2] if ":" in name else name
+    plain = path.stem if library.is_path(plain) else plain
+    library.check_name(plain)
+    return library.user_dir(key) / f"{plain}{library.SUFFIX}"
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -112,7 +112,7 @@ def _report(vector: SteeringVector, path: str, as_json: bool) -> None:
         print_json({"path": path, "name": vector.name, **about})
         return
     rows = [
-        [r["layer"], f"{r['norm_ratio']:.3f}", f"{r['auroc']:.3f}", f"{r['agreement']:.2f}"]
+        [r["layer"], *(_figure(r[key]) for key in ("norm_ratio", "auroc", "agreement"))]
         for r in about["layer_reports"]
     ]
     print_table(["layer", "norm ratio", "held-out AUROC", "pair agreement"], rows)
@@ -124,3 +124,7 @@ def _report(vector: SteeringVector, path: str, as_json: bool) -> None:
         "These figures say that the poles differ, not that the vector steers. To see that:\n"
         f"  mlxsteer chat --steer {vector.name}:3 --compare -p 'Why is the sky blue?'"
     )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
