@@ -54,6 +54,12 @@ def render(model: Model, messages: Messages, *, thinking: bool = False) -> list[
     return within_context(model, tokens)
 
 
+def can_think(model: Model) -> bool:
+    """Whether the model's template knows of thinking, on or off."""
+    own = model.stamp.get("architecture") == "deepseek_v4"
+    return own or bool(getattr(model.tokenizer, "has_thinking", False))
+
+
 def within_context(model: Model, tokens: list[int]) -> list[int]:
     """`tokens`, or ContextLengthError when they do not fit in the model's context."""
     limit = model.context_length

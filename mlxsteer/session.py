@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.files import write_text
 from mlxsteer.generation import PREFILL_STEP, Piece, Sampling, stream
 from mlxsteer.plan import PROMPT, Plan, build
-from mlxsteer.prompting import Messages, messages_of, render
+from mlxsteer.prompting import Messages, can_think, messages_of, render
 from mlxsteer.rows import Row
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Session:
     ) -> None:
         self.model = model
         self.sampling = sampling or Sampling()
-        self.thinking = thinking
+        self.thinking = False
+        self.think(thinking)
         self.force = force
         self.system = system
         self.messages: Messages = []
@@ -107,6 +108,12 @@ class Session:
         self.plan = self.model.plan(steer, force=self.force)
         return self.plan
 
+    def think(self, on: bool) -> None:
+        """Let the model think before it answers, or not. UsageError when it cannot."""
+        if on and not can_think(self.model):
+            raise UsageError(f"{self.model.label} has no thinking mode. Leave thinking off.")
+        self.thinking = on
+
     def reset(self) -> None:
         """Forget the conversation; keep the settings."""
         self.messages = []
@@ -114,7 +121,7 @@ class Session:
 
     # --- talking ---------------------------------------------------------------------------
 
-    def ask(self, text: str, *, on_prefill: OnPrefill | None = None) -> Iterator[Piece]:
+    def ask(self, text: str, *, on_prefill: OnPrefill | None = None) -> Generator[Piece]:
         """The answer to `text`, piece by piece; kept with it when the turn ends.
 
         Closing the iterator early (or KeyboardInterrupt) keeps what was written so far. An error
@@ -131,7 +138,7 @@ class Session:
             raise
         self._keep(asked, written, written[-1].finish_reason or "length")
 
-    def ask_plain(self, text: str, *, on_prefill: OnPrefill | None = None) -> Iterator[Piece]:
+    def ask_plain(self, text: str, *, on_prefill: OnPrefill | None = None) -> Generator[Piece]:
         """The answer that the unsteered model would give now. The chat stays as it is."""
         plain = Plan([])
         yield from self._answer(self._asked(text), lambda: plain, on_prefill)
@@ -247,8 +254,11 @@ class Session:
             )
         return str(self.plan)
 
-    def load(self, path: Path) -> None:
-        """Go on with a saved chat. MlxsteerError when the file is not one; nothing changes then."""
+    def load(self, path: Path) -> list[str]:
+        """Go on with a saved chat; returns warnings.
+
+        MlxsteerError when the file is not one; nothing changes then.
+        """
         facts = read_chat(path)
         try:
             sampling = Sampling(**facts["sampling"])
@@ -256,8 +266,13 @@ class Session:
         except (TypeError, UsageError) as error:
             raise _not_a_chat(path, str(error)) from None
         self.plan = self.model.plan(facts["steer"], force=self.force)
-        self.system, self.thinking = facts["system"], facts["thinking"]
+        self.system = facts["system"]
+        self.thinking = facts["thinking"] and can_think(self.model)
         self.messages, self.sampling, self._prefixes = messages, sampling, []
+        if facts["model"] == self.model.label:
+            return list(self.plan.warnings)
+        other = f"{path} was written with {facts['model']}; going on with {self.model.label}."
+        return [other, *self.plan.warnings]
 
 
 def _note(live: CachedPrefix, tokens: Sequence[int], piece: Piece, plan: Plan, row: Row) -> None:
