@@ -321,6 +321,24 @@ def test_a_sink_at_the_first_position_does_not_fool_the_search():
     assert names == {("self_attn", "mlp")}
 
 
+def test_a_loud_writer_does_not_hide_that_there_are_three():
+    class Block(nn.Module):
+        use_sliding = False
+
+        def __init__(self):
+            super().__init__()
+            self.mixer, self.attn, self.mlp = (nn.Linear(HIDDEN, HIDDEN) for _ in range(3))
+            self.mixer.weight = 1e5 * self.mixer.weight
+
+        def __call__(self, x, mask=None, cache=None):
+            h = mx.tanh(x)
+            return x + self.mixer(h) + self.attn(h) + self.mlp(h)
+
+    model = tiny_model("llama")
+    model.model.layers = [Block() for _ in range(LAYERS)]
+    assert {adapters.install(model).sites_of(layer) for layer in range(LAYERS)} == {(RESIDUAL,)}
+
+
 def test_installing_twice_gives_the_same_hooks():
     model = tiny_model("llama")
     first = adapters.install(model)
