@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_PAIRS = 100
 ADD_BAND = (0.35, 0.70)  # of depth (DESIGN, part 3)
 PROJECT_BAND = (0.20, 1.0)
+ROUNDING = 1e-9  # 0.1 of 30 layers is 3, not 3.0000000000000004
 ANSWER_TOKENS = 48
 ANSWERS_AT_A_TIME = 64  # kept together, so that little is lost when interrupted
 POSITIONS = ("last_prompt", "answer_mean", "text_mean", "both")
@@ -147,8 +148,9 @@ def layers_for(n_layers: int, contrast: ContrastSet, options: Options) -> tuple[
     low, high = ADD_BAND if options.op == "add" else PROJECT_BAND
     if options.op == "add" and contrast.extract.band is not None:
         low, high = contrast.extract.band
-    first = min(math.ceil(low * n_layers), n_layers - 1)
-    return tuple(range(first, max(first + 1, min(math.floor(high * n_layers) + 1, n_layers))))
+    first = min(math.ceil(low * n_layers - ROUNDING), n_layers - 1)
+    end = min(math.floor(high * n_layers + ROUNDING) + 1, n_layers)
+    return tuple(range(first, max(first + 1, end)))
 
 
 def _options(options: Mapping[str, Any]) -> Options:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,39 +80,40 @@ def command(
     Example:
       mlxsteer extract terse --model demo
     """
-    from mlxsteer import contrast
+    from mlxsteer import contrast, library
     from mlxsteer.calibrate import calibrate as find_limits
     from mlxsteer.extract import extract_positions
 
     chosen = contrast.ContrastSet.load(contrast_set)
     options["layers"] = layer_list(layers)
+    if out is None:
+        library.check_name(options["name"] or chosen.name)
     model = load_model(model_name, dtype, force)
     found = extract_positions(model, chosen, **options)
-    for index, vector in enumerate(found.values()):
+    facts = []
+    for suffix, vector in zip(("", "-answer"), found.values(), strict=False):
+        vector = replace(vector, name=vector.name + suffix)
         if calibrate:
             vector = find_limits(model, vector)
-        path = _keep(vector, model.key, out, "" if index == 0 else "-answer")
-        _report(vector, str(path), as_json)
+        path = _keep(vector, model.key, out, suffix)
+        facts.append({"path": path, "name": vector.name, **vector.about})
+        if not as_json:
+            _report(vector, path)
+    if as_json:
+        print_json(facts if len(facts) > 1 else facts[0])
 
 
-def _keep(vector: SteeringVector, key: str, out: str | None, suffix: str) -> Any:
-    from dataclasses import replace
-    from pathlib import Path
-
+def _keep(vector: SteeringVector, key: str, out: str | None, suffix: str) -> Path:
     from mlxsteer import library
 
-    vector = replace(vector, name=vector.name + suffix)
     if out is None:
         return library.save(vector, key)
     target = Path(out)
     return vector.save(target.with_name(target.stem + suffix + target.suffix))
 
 
-def _report(vector: SteeringVector, path: str, as_json: bool) -> None:
+def _report(vector: SteeringVector, path: Path) -> None:
     about = vector.about
-    if as_json:
-        print_json({"path": path, "name": vector.name, **about})
-        return
     rows = [
         [r["layer"], *(_figure(r[key]) for key in ("norm_ratio", "auroc", "agreement"))]
         for r in about["layer_reports"]
