@@ -102,7 +102,7 @@ def test_gates_are_clamped_from_above_only_and_up_on_both_sides():
     gate, up = mx.array([50.0, -50.0, 1.0]), mx.array([20.0, -20.0, 2.0])
     silu = lambda g: g / (1 + np.exp(-g))  # noqa: E731
     want = [silu(10.0) * 10, silu(-50.0) * -10, silu(1.0) * 2]
-    assert largest(clamped_swiglu(gate, up, 10.0), want) < 1e-5
+    assert largest(clamped_swiglu(gate, up, 10.0, mx.float32), want) < 1e-5
 
 
 def test_selection_is_the_exact_top_k_of_signed_relu_scores():

@@ -15,7 +15,8 @@ from mlx_lm.models.mla import MultiLinear
 
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
 from mlxsteer.models.deepseek_v4.compressor import Compressor
-from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
+from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, WINDOW_ONLY, ModelArgs
+from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused
 from mlxsteer.models.deepseek_v4.indexer import Indexer
 from mlxsteer.models.deepseek_v4.positions import Span, pick
 from mlxsteer.models.deepseek_v4.rope import Rope
@@ -70,8 +71,12 @@ def attend(q: mx.array, parts: list[Rows], sink: mx.array) -> mx.array:
     out = _mix(shares[0], rows[0])
     for share, r in zip(shares[1:], rows[1:], strict=True):
         out = out + _mix(share, r)
-    kept = mx.sigmoid(mx.logsumexp(together, axis=-1, keepdims=True) - sink[:, None, None])
-    return out * kept
+    return _less_sink(out, mx.logsumexp(together, axis=-1, keepdims=True), sink[:, None, None])
+
+
+@fused
+def _less_sink(out: mx.array, log_sum: mx.array, sink: mx.array) -> mx.array:
+    return out * mx.sigmoid(log_sum - sink)
 
 
 def band(t: int, W: int) -> mx.array:
@@ -89,6 +94,20 @@ def tile_size(args: ModelArgs, B: int, R: int, sparse: bool) -> int:
         return B * max(scores, t * k * d if sparse else 0)
 
     return next((t for t in TILES if elements(t) * 4 <= TILE_BUDGET), TILES[-1])
+
+
+# What a layer projects its input to for compressed rows, by ratio.
+_ROW_PROJECTIONS: dict[int, tuple[str, ...]] = {
+    WINDOW_ONLY: (),
+    HEAVY: ("compressor.wkv", "compressor.wgate"),
+    SPARSE: (
+        "compressor.wkv",
+        "compressor.wgate",
+        "indexer.compressor.wkv",
+        "indexer.compressor.wgate",
+        "indexer.weights_proj",
+    ),
+}
 
 
 class Attention(nn.Module):
@@ -114,6 +133,9 @@ class Attention(nn.Module):
             self.compressor = Compressor(args, self._ratio, d)
         if self._ratio == SPARSE:
             self.indexer = Indexer(args)
+        self._query_scale = mx.full((d,), self._scale)
+        self._inner = Joined(self, "wq_a", "wkv")
+        self._rows_inner = Joined(self, *_ROW_PROJECTIONS[self._ratio])
 
     def keep_part(self, n: int, group: Any) -> None:
         """From now on run one n-th of the heads; the others run in other processes."""
@@ -121,32 +143,52 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array:
         """x [B, T, D], normed -> [B, T, D]. Stores the tokens in `cache`."""
-        cache.begin(span, x.dtype)
-        qr = self.q_norm(self.wq_a(x))
-        kv = self._row(self.kv_norm(self.wkv(x)), span.offset)
-        if self._ratio:
-            self._compress(x, cache, span)
+        cache.begin(span)
+        qr, kv = self._inner.split(self._inner(x))
+        qr = self.q_norm(qr)
+        kv = self._row(self.kv_norm(kv), span.offset, span.dtype)
+        weights = self._compress(x, cache, span) if self._ratio else None
         run = self._decode if span.is_step else self._prefill
-        out = run(x, qr, kv, cache, span)
+        out = run(qr, weights, kv, cache, span)
         cache.advance(span)
-        return summed(out, self._group)
+        return summed(out.astype(x.dtype), self._group)
 
-    def _row(self, rows: mx.array, offset: int | mx.array, step: int = 1) -> mx.array:
-        """Normed rows [B, N, d] given their positions, and rounded."""
+    def _row(
+        self, rows: mx.array, offset: int | mx.array, dtype: mx.Dtype, step: int = 1
+    ) -> mx.array:
+        """Normed rows [B, N, d] given their positions, and rounded, in `dtype`."""
         rows = self._rope(rows, offset, step=step)
-        return round_kv(rows, self._args.nope_head_dim) if self._args.activation_rounding else rows
+        if self._args.activation_rounding:
+            return round_kv(rows, self._args.nope_head_dim, dtype)
+        return rows.astype(dtype)
 
-    def _compress(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> None:
-        """Store the rows and index keys of the windows that these tokens fill."""
+    def _compress(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array | None:
+        """Store the rows and index keys of the windows that these tokens fill.
+
+        Returns the indexer's head weights [B, T, h] where the layer has an indexer.
+        """
+        m, inner = self._ratio, self._rows_inner
+        parts = inner(x.astype(mx.float32))
+        C = sum(inner.widths[:2])
+        rows = self.compressor(parts[..., :C], cache.open, span, x.dtype)
+        keys = weights = None
+        if m == SPARSE:
+            K = C + sum(inner.widths[2:4])
+            keys = self.indexer.compressor(parts[..., C:K], cache.open_keys, span, x.dtype)
+            weights = parts[..., K:]
+        if rows is not None:
+            self._store(rows, keys, cache, span)
+        return weights
+
+    def _store(
+        self, rows: mx.array, keys: mx.array | None, cache: DeepseekV4Cache, span: Span
+    ) -> None:
+        """Give closed rows [B, N, d] their positions and put them in the cache."""
         m = self._ratio
-        rows = self.compressor(x, cache.open, span)
-        keys = self.indexer.compressor(x, cache.open_keys, span) if m == SPARSE else None
-        if rows is None:
-            return
         first = [s // m for s in span.starts]
         at = first[0] if len(set(first)) == 1 else mx.array(first, dtype=mx.int32)
-        rows = self._row(rows, at, step=m)
-        keys = None if keys is None else self.indexer.finish_keys(keys, at)
+        rows = self._row(rows, at, span.dtype, step=m)
+        keys = None if keys is None else self.indexer.finish_keys(keys, at, span.dtype)
         full = [b for b, end in enumerate(span.ends) if end // m > first[b]]
         if span.is_step and len(full) < span.B:
             cache.append_some(full, first, rows, keys)
@@ -156,13 +198,13 @@ class Attention(nn.Module):
     def _queries(self, qr: mx.array, offset: int | mx.array) -> mx.array:
         """qr [B, t, q_lora_rank] -> [B, H, t, d] float32, normed per head, turned, scaled."""
         q = mx.unflatten(self.wq_b(qr), -1, (self._heads, -1)).astype(mx.float32)
-        q = mx.fast.rms_norm(q, None, self._eps).swapaxes(1, 2)
-        return self._rope(q, offset) * self._scale
+        q = mx.fast.rms_norm(q, self._query_scale, self._eps).swapaxes(1, 2)
+        return self._rope(q, offset)
 
     def _output(self, o: mx.array, offset: int | mx.array, dtype: mx.Dtype) -> mx.array:
         """Heads o [B, H, t, d] turned back and projected in groups -> [B, t, D]."""
         B, H, t, d = o.shape
-        o = self._rope(o, offset, inverse=True).astype(dtype)
+        o = self._rope(o, offset, inverse=True).astype(dtype)  # [B, H, t, d]
         o = o.reshape(B, self._groups, H // self._groups, t, d).swapaxes(2, 3)
         o = self.wo_a(o.reshape(B, self._groups, t, -1))
         return self.wo_b(o.swapaxes(1, 2).reshape(B, t, -1))
@@ -170,24 +212,32 @@ class Attention(nn.Module):
     # -- one token per row ------------------------------------------------------------------
 
     def _decode(
-        self, x: mx.array, qr: mx.array, kv: mx.array, cache: DeepseekV4Cache, span: Span
+        self,
+        qr: mx.array,
+        weights: mx.array | None,
+        kv: mx.array,
+        cache: DeepseekV4Cache,
+        span: Span,
     ) -> mx.array:
         cache.write_ring(span, kv)
         q = self._queries(qr, span.offset)
-        o = attend(q, [self._decode_rows(x, qr, cache, span)], self.attn_sink)
-        return self._output(o, span.offset, x.dtype)
+        o = attend(q, [self._decode_rows(qr, weights, cache, span)], self.attn_sink)
+        return self._output(o, span.offset, qr.dtype)
 
-    def _decode_rows(self, x: mx.array, qr: mx.array, cache: DeepseekV4Cache, span: Span) -> Rows:
+    def _decode_rows(
+        self, qr: mx.array, weights: mx.array | None, cache: DeepseekV4Cache, span: Span
+    ) -> Rows:
         """The ring and the chosen compressed rows, of one buffer."""
         assert cache.kv is not None
         W, m, k = self._args.sliding_window, self._ratio, self._args.index_topk
         R = span.visible(m, 0) if m else 0
         if m != SPARSE or k >= R:
-            return Rows(cache.kv[:, : W + R], self._decode_mask(span, mx.arange(W + R)[None, None]))
+            return Rows(cache.kv[:, : W + R], self._decode_mask(span, counting(W + R)[None, None]))
         assert cache.keys is not None
+        assert weights is not None
         seen = None if span.aligned else span.visible_counts(m, 0, 1)
-        best = self.indexer.select(x, qr, cache.keys[:, :R], span.offset, seen) + W
-        ring = mx.broadcast_to(mx.arange(W, dtype=best.dtype), (span.B, 1, W))
+        best = self.indexer.select(qr, weights, cache.keys[:, :R], span.offset, seen) + W
+        ring = mx.broadcast_to(counting(W), (span.B, 1, W))
         chosen = mx.concatenate([ring, best], axis=-1)
         return Rows(pick_rows(cache.kv, chosen[:, 0]), self._decode_mask(span, chosen))
 
@@ -202,7 +252,12 @@ class Attention(nn.Module):
     # -- many tokens ------------------------------------------------------------------------
 
     def _prefill(
-        self, x: mx.array, qr: mx.array, kv: mx.array, cache: DeepseekV4Cache, span: Span
+        self,
+        qr: mx.array,
+        weights: mx.array | None,
+        kv: mx.array,
+        cache: DeepseekV4Cache,
+        span: Span,
     ) -> mx.array:
         near = mx.concatenate([cache.ring_in_order(span), kv], axis=1)
         tiles: list[mx.array] = []
@@ -210,7 +265,7 @@ class Attention(nn.Module):
         while i0 < span.T:
             i1 = self._tile_end(span, i0)
             after = mx.depends(qr, tiles[-1]) if tiles else qr  # one tile in memory at a time
-            tiles.append(self._tile(x, after, near, cache, span, i0, i1))
+            tiles.append(self._tile(after, weights, near, cache, span, i0, i1))
             i0 = i1
         cache.set_ring(pick(near, span.ring_sources(self._args.sliding_window)))
         return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=1)
@@ -230,8 +285,8 @@ class Attention(nn.Module):
 
     def _tile(
         self,
-        x: mx.array,
         qr: mx.array,
+        weights: mx.array | None,
         near: mx.array,
         cache: DeepseekV4Cache,
         span: Span,
@@ -245,31 +300,33 @@ class Attention(nn.Module):
         if unwritten is not None:
             mask = mask & unwritten
         parts = [Rows(near[:, i0 + 1 : i1 + W], mask)]
+        if self._ratio and span.visible(self._ratio, i1 - 1):
+            parts.append(self._far(qr, weights, cache, span, i0, i1))
         offset = span.shifted(i0)
-        if self._ratio and (R := span.visible(self._ratio, t + i0 - 1)):
-            parts.append(self._far(x[:, i0:i1], qr[:, i0:i1], cache, span, i0, i1, R))
         o = attend(self._queries(qr[:, i0:i1], offset), parts, self.attn_sink)
-        return self._output(o, offset, x.dtype)
+        return self._output(o, offset, qr.dtype)
 
     def _far(
         self,
-        x: mx.array,
         qr: mx.array,
+        weights: mx.array | None,
         cache: DeepseekV4Cache,
         span: Span,
         i0: int,
         i1: int,
-        R: int,
     ) -> Rows:
         """The compressed rows for tokens i0..i1: all that are visible, or each token's best."""
         assert cache.kv is not None
-        W = self._args.sliding_window
+        W, R = self._args.sliding_window, span.visible(self._ratio, i1 - 1)
         rows = cache.kv[:, W : W + R]
         seen = span.visible_counts(self._ratio, i0, i1)
         if not self._is_sparse(span, i1 - 1):
-            return Rows(rows, mx.arange(R) < seen[..., None])
+            return Rows(rows, counting(R) < seen[..., None])
         assert cache.keys is not None
-        best = self.indexer.select(x, qr, cache.keys[:, :R], span.shifted(i0), seen)
+        assert weights is not None
+        best = self.indexer.select(
+            qr[:, i0:i1], weights[:, i0:i1], cache.keys[:, :R], span.shifted(i0), seen
+        )
         chosen = pick_rows(rows, mx.flatten(best, 1, 2))
         return Rows(mx.unflatten(chosen, 1, best.shape[1:]), best < seen[..., None])
 

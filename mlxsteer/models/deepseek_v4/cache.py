@@ -99,8 +99,8 @@ class DeepseekV4Cache(_BaseCache):
 
     # -- what the forward pass uses ---------------------------------------------------------
 
-    def span(self, B: int, T: int) -> Span:
-        """The positions of the next T tokens of each row."""
+    def span(self, B: int, T: int, dtype: mx.Dtype = mx.float32) -> Span:
+        """The positions of the next T tokens of each row. `dtype`: of the streams."""
         starts = self.positions or [0] * B
         if len(starts) != B:
             raise ModelError(
@@ -108,14 +108,14 @@ class DeepseekV4Cache(_BaseCache):
                 " batch; rows join and leave through merge, extend and filter."
             )
         left = self._left or [T] * B
-        return Span(starts, [max(0, min(T, n)) for n in left], T)
+        return Span(starts, [max(0, min(T, n)) for n in left], T, dtype)
 
-    def begin(self, span: Span, dtype: mx.Dtype) -> None:
+    def begin(self, span: Span) -> None:
         """Make room for the span's tokens."""
         m = self.shape.ratio
         rows = max(s + span.T for s in span.starts) // m if m else 0
         if self.kv is None:
-            self._allocate(span.B, rows, dtype)
+            self._allocate(span.B, rows, span.dtype)
         elif rows > self.capacity:
             self._grow(rows)
 

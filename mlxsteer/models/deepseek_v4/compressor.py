@@ -1,10 +1,13 @@
 """Compressed rows: one row per window of `m` tokens, pooled by learned gates (spec C.5).
 
 Where windows overlap (m = 4) each token has two halves: `a` goes to the next window's row, `b`
-to its own. The projections and the pooling run in float32.
+to its own. The pooling runs in float32; the projections are made by the caller, together with
+others of the same input.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,13 +26,6 @@ def pool(slots: mx.array) -> mx.array:
     return (mx.softmax(gate, axis=2) * kv).sum(axis=2)
 
 
-def project_float32(linear: nn.Module, x: mx.array) -> mx.array:
-    """`linear(x)` in float32, or in the weight's own type if it is dense and narrower."""
-    if "scales" in linear:
-        return linear(x.astype(mx.float32))
-    return linear(x.astype(linear.weight.dtype)).astype(mx.float32)
-
-
 class Compressor(nn.Module):
     """Makes rows of width `c` from the layer's normed input."""
 
@@ -41,49 +37,60 @@ class Compressor(nn.Module):
         self.wgate = nn.Linear(args.hidden_size, C, bias=False)
         self.norm = nn.RMSNorm(c, eps=args.rms_norm_eps)
         self.ape = mx.zeros((m, C))
+        self._gate_bias: Any = None  # (ape, what `_bias` made of it)
 
-    def __call__(self, x: mx.array, window: OpenWindow | None, span: Span) -> mx.array | None:
-        """Take the span's tokens x [B, T, D] in; the normed rows [B, N, c] that close, if any.
+    def __call__(
+        self, projected: mx.array, window: OpenWindow | None, span: Span, dtype: mx.Dtype
+    ) -> mx.array | None:
+        """Take the span's tokens in; the normed rows [B, N, c] that close, if any.
 
-        Rows carry no position yet. Of N rows, batch row b owns its first `closed[b]`.
+        projected [B, T, 2C]: `wkv x` and `wgate x` side by side. Rows carry no position yet. Of
+        N rows, batch row b owns its first `closed[b]`.
         """
         assert window is not None
-        rows = self._step(x, window, span) if span.is_step else self._extend(x, window, span)
-        return None if rows is None else self.norm(rows.astype(x.dtype))
+        take = self._step if span.is_step else self._extend
+        rows = take(mx.unflatten(projected.astype(mx.float32), -1, (2, -1)), window, span)
+        return None if rows is None else self.norm(rows.astype(dtype))
 
-    def _tokens(self, x: mx.array, span: Span) -> mx.array:
+    def _bias(self) -> mx.array:
+        """[m, 2, C] what each slot adds to kv (nothing) and to the gate (`ape`); made once."""
+        if self._gate_bias is None or self._gate_bias[0] is not self.ape:
+            made = mx.stack([mx.zeros_like(self.ape), self.ape], axis=1)
+            mx.eval(made)
+            self._gate_bias = (self.ape, made)
+        return self._gate_bias[1]
+
+    def _tokens(self, projected: mx.array, span: Span) -> mx.array:
         """kv and gate of every new token, [B, T, 2, C] float32."""
-        kv, gate = project_float32(self.wkv, x), project_float32(self.wgate, x)
-        slots = mx.arange(span.T) + span.starts[0] if span.aligned else self._slots(span)
-        return mx.stack([kv, gate + self.ape[slots % self._m]], axis=2)
+        bias, m = self._bias(), self._m
+        if span.T == 1 and span.aligned:
+            slot = span.starts[0] % m
+            return projected + bias[slot : slot + 1]
+        return projected + bias[span.slots(m)]
 
-    def _slots(self, span: Span) -> mx.array:
-        return mx.array(span.starts)[:, None] + mx.arange(span.T)
-
-    def _step(self, x: mx.array, window: OpenWindow, span: Span) -> mx.array | None:
+    def _step(self, projected: mx.array, window: OpenWindow, span: Span) -> mx.array | None:
         """One token per row: store it; close the windows that it fills."""
-        tokens, m = self._tokens(x, span), self._m
+        tokens, m = self._tokens(projected, span), self._m
         if span.aligned:
             slot = span.starts[0] % m
             window.pending[:, slot : slot + 1] = tokens
         else:
-            window.pending[mx.arange(span.B), mx.array([s % m for s in span.starts])] = tokens[:, 0]
-        full = [b for b, end in enumerate(span.ends) if end % m == 0]
-        if not full:
+            window.pending[mx.arange(span.B), span.slots(m)[:, 0]] = tokens[:, 0]
+        full = [end % m == 0 for end in span.ends]
+        if not any(full):
             return None
         rows = pool(self._with_overlap(window.pending[:, None], window.previous))
         if window.previous is not None:
             left = window.pending[..., : self._c]
-            if len(full) < span.B:
-                closing = mx.array([end % m == 0 for end in span.ends])[:, None, None, None]
-                left = mx.where(closing, left, window.previous)
+            if not all(full):
+                left = mx.where(mx.array(full)[:, None, None, None], left, window.previous)
             window.previous = left
         return rows
 
-    def _extend(self, x: mx.array, window: OpenWindow, span: Span) -> mx.array | None:
+    def _extend(self, projected: mx.array, window: OpenWindow, span: Span) -> mx.array | None:
         """Any number of tokens per row."""
         fill = span.windows(self._m)
-        source = mx.concatenate([window.pending, self._tokens(x, span)], axis=1)
+        source = mx.concatenate([window.pending, self._tokens(projected, span)], axis=1)
         window.pending = pick(source, fill.pending)
         if fill.sources is None:
             return None

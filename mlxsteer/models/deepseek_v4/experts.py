@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -9,26 +10,31 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxsteer.models.deepseek_v4.config import ModelArgs
+from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused
 from mlxsteer.models.deepseek_v4.sharding import summed
 
 SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert pays
 
 
-def clamped_swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
-    """`silu(min(gate, limit)) * clip(up, -limit, limit)` in float32."""
+@fused
+def clamped_swiglu(gate: mx.array, up: mx.array, limit: float, dtype: mx.Dtype) -> mx.array:
+    """`silu(min(gate, limit)) * clip(up, -limit, limit)`, in float32, cast at the end."""
     g = mx.minimum(gate.astype(mx.float32), limit)
     u = mx.clip(up.astype(mx.float32), -limit, limit)
-    return g * mx.sigmoid(g) * u
+    return (g * mx.sigmoid(g) * u).astype(dtype)
 
 
-def affinities(logits: mx.array) -> mx.array:
-    """`sqrt(softplus(logits))`, float32."""
-    return mx.sqrt(mx.logaddexp(logits, 0))
+@fused
+def log_affinities(logits: mx.array) -> mx.array:
+    """The log of `sqrt(softplus(logits))`: a softmax of these normalises the affinities."""
+    return 0.5 * mx.log(mx.logaddexp(logits, 0))
 
 
-def normalised(chosen: mx.array, scale: float) -> mx.array:
-    """Affinities [..., k] of the chosen experts as weights that sum to `scale`."""
-    return chosen / chosen.sum(axis=-1, keepdims=True) * scale
+@fused
+def biased_affinities(logits: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
+    """`log_affinities`, and the affinities plus the bias that only selection uses."""
+    softplus = mx.logaddexp(logits, 0)
+    return 0.5 * mx.log(softplus), mx.sqrt(softplus) + bias
 
 
 class Gate(nn.Module):
@@ -37,7 +43,7 @@ class Gate(nn.Module):
     def __init__(self, args: ModelArgs, layer: int):
         super().__init__()
         E, k = args.n_routed_experts, args.num_experts_per_tok
-        self._k, self._scale = k, args.routed_scaling_factor
+        self._k = k
         self.weight = mx.zeros((E, args.hidden_size))
         if layer < args.num_hash_layers:
             self.tid2eid = mx.zeros((args.vocab_size, k), dtype=mx.int32)
@@ -46,16 +52,16 @@ class Gate(nn.Module):
             self.e_score_correction_bias = mx.zeros((E,))
 
     def __call__(self, x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
-        """x [B, T, D], ids [B, T] -> experts [B, T, k], weights [B, T, k] float32."""
-        s = affinities(x.astype(mx.float32) @ self.weight.astype(mx.float32).T)
+        """x [N, D], ids [N] -> experts [N, k], weights [N, k] float32 that sum to 1."""
+        logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
         if "tid2eid" in self:
-            experts = self.tid2eid[ids]
+            log_s, experts = log_affinities(logits), self.tid2eid[ids]
         else:
-            biased = s + self.e_score_correction_bias
+            log_s, biased = biased_affinities(logits, self.e_score_correction_bias)
             E = biased.shape[-1]
             experts = mx.argpartition(biased, kth=E - self._k, axis=-1)[..., E - self._k :]
-        weights = mx.take_along_axis(s, experts, axis=-1)
-        return experts, normalised(weights, self._scale)
+        weights = mx.softmax(mx.take_along_axis(log_s, experts, axis=-1), axis=-1)
+        return experts, weights
 
 
 class SwitchMLP(nn.Module):
@@ -69,22 +75,62 @@ class SwitchMLP(nn.Module):
         self.up_proj = SwitchLinear(D, I, E, bias=False)
         self.down_proj = SwitchLinear(I, D, E, bias=False)
 
-    def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
-        """x [N, D], experts and weights [N, k] -> the weighted sum [N, D] float32."""
+    def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
+        """x [N, D], experts [N, k] -> every chosen expert's output [N, k, D].
+
+        Many tokens are sorted by expert, so that each expert's matrix is read once.
+        """
         N, k = experts.shape
         if N * k < SORT_FROM:
-            y = self._run(x[:, None, None], experts, False)[..., 0, :]
-        else:
-            order = mx.argsort(experts.flatten())
-            y = self._run(x[order // k][:, None], experts.flatten()[order], True)[:, 0]
-            y = y[mx.argsort(order)].reshape(N, k, -1)
-        return (weights[:, None, :] @ y.astype(mx.float32)).squeeze(1)
+            token = (counting(N * k) // k).reshape(N, k) if N > 1 else _first_token(k)
+            h = self._activated(x[:, None], token, experts, False)
+            y = multiply(self.down_proj, h, counting(N * k).reshape(N, k), experts, False)
+            return y[..., 0, :]
+        order = mx.argsort(experts.flatten())
+        of = experts.flatten()[order]
+        h = self._activated(x[order // k][:, None], None, of, True)
+        y = multiply(self.down_proj, h, None, of, True)[:, 0]
+        return y[mx.argsort(order)].reshape(N, k, -1)
 
-    def _run(self, x: mx.array, experts: mx.array, in_order: bool) -> mx.array:
-        gate = self.gate_proj(x, experts, sorted_indices=in_order)
-        up = self.up_proj(x, experts, sorted_indices=in_order)
-        h = clamped_swiglu(gate, up, self._limit).astype(x.dtype)
-        return self.down_proj(h, experts, sorted_indices=in_order)
+    def _activated(
+        self, x: mx.array, token: mx.array | None, experts: mx.array, in_order: bool
+    ) -> mx.array:
+        gate = multiply(self.gate_proj, x, token, experts, in_order)
+        up = multiply(self.up_proj, x, token, experts, in_order)
+        h = clamped_swiglu(gate, up, self._limit, x.dtype)
+        return h if in_order else mx.flatten(h, 0, 1)
+
+
+@lru_cache(maxsize=8)
+def _first_token(k: int) -> mx.array:
+    zeros = mx.zeros((1, k), dtype=mx.uint32)
+    mx.eval(zeros)
+    return zeros
+
+
+def multiply(
+    linear: Any, x: mx.array, rows: mx.array | None, experts: mx.array, in_order: bool
+) -> mx.array:
+    """x [M, 1, in] row `rows[...]` by expert `experts[...]` -> [..., 1, out]."""
+    given: dict[str, Any] = {
+        "lhs_indices": rows,
+        "rhs_indices": experts,
+        "sorted_indices": in_order,
+    }
+    if "scales" not in linear:
+        return mx.gather_mm(x, linear.weight.swapaxes(-1, -2), **given)
+    return mx.gather_qmm(
+        x,
+        linear.weight,
+        linear.scales,
+        linear.get("biases"),
+        transpose=True,
+        group_size=linear.group_size,
+        bits=linear.bits,
+        mode=linear.mode,
+        global_scale=linear.global_scale,
+        **given,
+    )
 
 
 class SharedExpert(nn.Module):
@@ -97,10 +143,11 @@ class SharedExpert(nn.Module):
         self.gate_proj = nn.Linear(D, I, bias=False)
         self.up_proj = nn.Linear(D, I, bias=False)
         self.down_proj = nn.Linear(I, D, bias=False)
+        self._inner = Joined(self, "gate_proj", "up_proj")
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = clamped_swiglu(self.gate_proj(x), self.up_proj(x), self._limit)
-        return self.down_proj(h.astype(x.dtype))
+        gate, up = self._inner.split(self._inner(x))
+        return self.down_proj(clamped_swiglu(gate, up, self._limit, x.dtype))
 
 
 class MoE(nn.Module):
@@ -108,6 +155,7 @@ class MoE(nn.Module):
 
     def __init__(self, args: ModelArgs, layer: int):
         super().__init__()
+        self._scale = args.routed_scaling_factor
         self.gate = Gate(args, layer)
         self.switch_mlp = SwitchMLP(args)
         self.shared_experts = SharedExpert(args)
@@ -115,10 +163,9 @@ class MoE(nn.Module):
 
     def __call__(self, x: mx.array, ids: mx.array) -> mx.array:
         """x [B, T, D], normed; ids [B, T] -> [B, T, D] in x's dtype."""
-        experts, weights = self.gate(x, ids)
-        k = experts.shape[-1]
-        routed = self.switch_mlp(
-            mx.flatten(x, 0, 1), experts.reshape(-1, k), weights.reshape(-1, k)
-        )
-        out = routed.reshape(x.shape) + self.shared_experts(x)
-        return summed(out, self.group).astype(x.dtype)
+        tokens = mx.flatten(x, 0, 1)
+        experts, weights = self.gate(tokens, ids.flatten())
+        y = self.switch_mlp(tokens, experts).astype(mx.float32)
+        shared = self.shared_experts(tokens)[:, None].astype(mx.float32)
+        out = mx.addmm(shared, weights[:, None], y, alpha=self._scale)
+        return summed(out.reshape(x.shape), self.group).astype(x.dtype)

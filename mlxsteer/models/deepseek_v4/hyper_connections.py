@@ -9,7 +9,9 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
+from mlxsteer.models.deepseek_v4.fusing import fused
 
 
 def sinkhorn(C: mx.array, iterations: int, eps: float) -> mx.array:
@@ -43,10 +45,27 @@ def collapse(weights: mx.array, X: mx.array) -> mx.array:
     return (weights[..., None, :] @ X).squeeze(-2)
 
 
-def expand(out: mx.array, X: mx.array, post: mx.array, C: mx.array) -> mx.array:
-    """hc_post: `Y_k = post_k out + sum_j C[j,k] X_j`, float32. out [B, T, D] -> [B, T, n, D]."""
+def expand(
+    out: mx.array, X: mx.array, post: mx.array, C: mx.array, dtype: mx.Dtype = mx.float32
+) -> mx.array:
+    """hc_post: `Y_k = post_k out + sum_j C[j,k] X_j`. out [B, T, D] -> [B, T, n, D].
+
+    The sum is float32, cast to `dtype` at the end. Many tokens go through a matrix product.
+    """
+    if X.shape[1] == 1:
+        sources = [a for j in range(X.shape[2]) for a in (C[:, :, j], X[:, :, j : j + 1])]
+        return _expand_step(dtype, out, post, *sources)
     written = post[..., None] * out.astype(mx.float32)[..., None, :]
-    return mx.addmm(written, C.swapaxes(-1, -2), X.astype(mx.float32))
+    return mx.addmm(written, C.swapaxes(-1, -2), X.astype(mx.float32)).astype(dtype)
+
+
+@fused
+def _expand_step(dtype: mx.Dtype, out: mx.array, post: mx.array, *sources: mx.array) -> mx.array:
+    """`expand` for one token: `sources` are row j of C [B, 1, n] and X_j [B, 1, 1, D] in turn."""
+    Y = post[..., None] * out.astype(mx.float32)[..., None, :]
+    for row, X in zip(sources[::2], sources[1::2], strict=True):
+        Y = Y + row[..., None] * X.astype(mx.float32)
+    return Y.astype(dtype)
 
 
 class HyperConnection(nn.Module):
@@ -61,12 +80,22 @@ class HyperConnection(nn.Module):
         self._constants = (n, args.hc_sinkhorn_iters, args.hc_eps)
         self._norm_eps = args.rms_norm_eps
 
-    def __call__(self, X: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """X [B, T, n, D] -> the sublayer's input [B, T, D] in X's dtype, post, C."""
+        self._front = kernels.front(args, self.plain)
+
+    def __call__(
+        self, X: mx.array, dtype: mx.Dtype | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """X [B, T, n, D] -> the sublayer's input [B, T, D] in `dtype` (or X's), post, C."""
+        return self._front(X, self.fn, self.scale, self.base, dtype or X.dtype)
+
+    def plain(
+        self, X: mx.array, fn: mx.array, scale: mx.array, base: mx.array, dtype: mx.Dtype
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """What the front is, in single operations."""
         X32 = X.astype(mx.float32)
-        u = normed_projection(X32, self.fn, self._norm_eps)
-        pre, post, C = gates(u, self.scale, self.base, *self._constants)
-        return collapse(pre, X32).astype(X.dtype), post, C
+        u = normed_projection(X32, fn, self._norm_eps)
+        pre, post, C = gates(u, scale, base, *self._constants)
+        return collapse(pre, X32).astype(dtype), post, C
 
 
 class HyperHead(nn.Module):

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
+from mlxsteer.models.deepseek_v4.fusing import counting
 from mlxsteer.models.deepseek_v4.rope import Rope
 from mlxsteer.models.deepseek_v4.rounding import round_index
 
@@ -37,36 +38,35 @@ class Indexer(nn.Module):
         super().__init__()
         h, c = args.index_n_heads, args.index_head_dim
         self._heads, self._k = h, args.index_topk
-        self._weight_scale = c**-0.5 * h**-0.5
         self._round = args.activation_rounding
         self._rope = Rope(args, SPARSE, c)
         self.wq_b = nn.Linear(args.q_lora_rank, h * c, bias=False)
         self.weights_proj = nn.Linear(args.hidden_size, h, bias=False)
         self.compressor = Compressor(args, SPARSE, c)
 
-    def finish_keys(self, rows: mx.array, first: int | mx.array) -> mx.array:
+    def finish_keys(self, rows: mx.array, first: int | mx.array, dtype: mx.Dtype) -> mx.array:
         """Rows from the compressor [B, N, c], the first at index `first`, made index keys."""
         keys = self._rope(rows, first, step=SPARSE)
-        return round_index(keys) if self._round else keys
+        return round_index(keys, dtype) if self._round else keys.astype(dtype)
 
     def select(
         self,
-        x: mx.array,
         qr: mx.array,
+        weights: mx.array,
         keys: mx.array,
         offset: int | mx.array,
         seen: mx.array | None,
     ) -> mx.array:
         """Indices [B, t, k] of the best rows for t queries.
 
-        x [B, t, D], qr [B, t, q_lora_rank]; keys [B, R, c]; `seen` [B or 1, t] counts the rows
-        that each query may see (None: all). With fewer than k visible, the rest are invisible
-        rows, for the caller to mask.
+        qr [B, t, q_lora_rank]; weights [B, t, h] from `weights_proj`, whose constant scale does
+        not change the order; keys [B, R, c]; `seen` [B or 1, t] counts the rows that each query
+        may see (None: all). With fewer than k visible, the rest are invisible rows, for the
+        caller to mask.
         """
         q = mx.unflatten(self.wq_b(qr), -1, (self._heads, -1)).swapaxes(1, 2)
         q = self._rope(q, offset)
-        q = round_index(q) if self._round else q
-        weights = self.weights_proj(x) * self._weight_scale
+        q = round_index(q, keys.dtype) if self._round else q.astype(keys.dtype)
         R = keys.shape[1]
         if R <= SCORE_BLOCK:
             scores = index_scores(q, weights, keys)
@@ -74,5 +74,5 @@ class Indexer(nn.Module):
             parts = [keys[:, i : i + SCORE_BLOCK] for i in range(0, R, SCORE_BLOCK)]
             scores = mx.concatenate([index_scores(q, weights, part) for part in parts], axis=-1)
         if seen is not None:
-            scores = mx.where(mx.arange(R) < seen[..., None], scores, -mx.inf)
+            scores = mx.where(counting(R) < seen[..., None], scores, -mx.inf)
         return top_rows(scores, self._k)

@@ -36,20 +36,25 @@ class DecoderLayer(nn.Module):
         self.ffn = MoE(args, layer)
 
     def __call__(self, X: mx.array, ids: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array:
-        """Streams X [B, T, 4, D] -> the streams after the block."""
-        x, post, C = self.attn_hc(X)
+        """Streams X [B, T, 4, D] -> the streams after the block.
+
+        A step of a packed model works in float32 between the streams: no casts, and the same
+        bytes of weights.
+        """
+        wide = mx.float32 if span.is_step and "scales" in self.attn.wq_a else X.dtype
+        x, post, C = self.attn_hc(X, wide)
         a = self.attn(self.attn_norm(x), cache, span)
         if self.taps is not None:
             a = self.taps.apply("attn_out", a)
-        X = expand(a, X, post, C).astype(X.dtype)
-        x, post, C = self.ffn_hc(X)
+        X = expand(a, X, post, C, X.dtype)
+        x, post, C = self.ffn_hc(X, wide)
         f = self.ffn(self.ffn_norm(x), ids)
         if self.taps is not None:
             f = self.taps.apply("ffn_out", f)
+        if self.taps is None:
+            return expand(f, X, post, C, X.dtype)
         Y = expand(f, X, post, C)
-        if self.taps is not None:
-            Y = self.taps.apply("stream", self.taps.apply("residual", Y))
-        return Y.astype(X.dtype)
+        return self.taps.apply("stream", self.taps.apply("residual", Y)).astype(X.dtype)
 
 
 class Decoder(nn.Module):
@@ -75,9 +80,11 @@ class Decoder(nn.Module):
     def __call__(self, ids: mx.array, cache: list[DeepseekV4Cache]) -> mx.array:
         """ids [B, T] -> [B, T, D], normed."""
         here = slice(self.start_idx, self.end_idx)
-        span = cache[here][0].span(*ids.shape)
-        x = self.embed_tokens(ids).astype(self.norm.weight.dtype)
-        X = mx.broadcast_to(x[:, :, None], (*ids.shape, self._n, x.shape[-1]))
+        dtype = self.norm.weight.dtype
+        B, T = ids.shape
+        span = cache[here][0].span(B, T, dtype)
+        x = self.embed_tokens(ids).astype(dtype)
+        X = mx.broadcast_to(x[:, :, None], (B, T, self._n, x.shape[-1]))
         X = self._stage.arriving(X) if self._stage else X
         for layer, c in zip(self.layers[here], cache[here], strict=True):
             X = layer(X, ids, c, span)

@@ -34,10 +34,11 @@ class Span:
         starts: position of each row's first new token.
         lengths: how many of the T new tokens are real, per row.
         T: width of the input.
+        dtype: type of the streams, in which rows are stored.
     """
 
-    def __init__(self, starts: list[int], lengths: list[int], T: int):
-        self.starts, self.lengths, self.T = starts, lengths, T
+    def __init__(self, starts: list[int], lengths: list[int], T: int, dtype: mx.Dtype):
+        self.starts, self.lengths, self.T, self.dtype = starts, lengths, T, dtype
         self.ends = [s + n for s, n in zip(starts, lengths, strict=True)]
         self.aligned = len(set(starts)) == 1  # all rows start at one position
         self.even = self.aligned and all(n == T for n in lengths)
@@ -70,6 +71,10 @@ class Span:
         """[B or 1, i1-i0] how many compressed rows each of the tokens sees."""
         t = self._starts[:, None] + np.arange(i0, i1)[None]
         return mx.array((t + 1) // m, dtype=mx.uint32)
+
+    def slots(self, m: int) -> mx.array:
+        """[B or 1, T] each new token's place in its window of m."""
+        return mx.array((self._starts[:, None] + np.arange(self.T)[None]) % m, dtype=mx.uint32)
 
     @cached_property
     def _starts(self) -> np.ndarray:
