@@ -28,7 +28,7 @@ from tests.tiny_models import (
 
 TWO_WRITERS = (
     "llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss", "mistral3", "glm4", "phi3",
-    "deepseek_v3", "qwen3_next", "gemma2", "olmo2", "cohere", "granite", "lfm2", "hunyuan",
+    "deepseek_v3", "qwen3_next", "gemma2", "olmo2", "cohere", "granite", "lfm2", "hunyuan", "gptj",
 )  # fmt: skip
 ONE_WRITER = ("mamba2", "nemotron_h")
 FAMILIES = (*TWO_WRITERS, *ONE_WRITER, "rwkv7")

@@ -171,6 +171,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "gate_low_rank_dim": 8,
         "decay_low_rank_dim": 8,
     },
+    "gptj": {
+        "n_ctx": 64,
+        "n_embd": HIDDEN,
+        "n_head": 4,
+        "n_layer": 4,
+        "n_positions": 64,
+        "rotary_dim": 4,
+        "layer_norm_epsilon": 1e-5,
+    },
     "gemma3n": {"text_config": _GEMMA3N_TEXT},
     "iquestloopcoder": {},
 }

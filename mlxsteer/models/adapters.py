@@ -150,7 +150,8 @@ def _recording(layers: list[nn.Module], traces: list[BlockTrace]) -> Iterator[No
 def _block_recorder(trace: BlockTrace) -> Any:
     def call(original: Any, self: Any, args: Any, kwargs: Any) -> Any:
         trace.calls += 1
-        trace.x = args[0] if args else None
+        arrays = (value for value in (*args, *kwargs.values()) if isinstance(value, mx.array))
+        trace.x = next(arrays, None)  # some families name it in the call, before any mask
         trace.result = original.__call__(self, *args, **kwargs)
         return trace.result
 
