@@ -85,8 +85,11 @@ class Keyboard:
         while not self._ended and select.select([sys.stdin], [], [], 0)[0]:
             typed = os.read(sys.stdin.fileno(), 1 << 16)
             self._ended = not typed
+            line = typed.decode("utf-8", "replace").rstrip("\r\n")
+            if line and self._readline is not None:
+                self._readline.add_history(line)
             if typed:
-                yield typed.decode("utf-8", "replace").rstrip("\r\n")
+                yield line
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class AnswerPrinter:
     def end(self) -> None:
         """Close the answer: styles off, the line ended."""
         self._set_dim(False)
-        if self._last != "\n":
+        if self._last not in ("", "\n"):
             self._write("\n")
 
     def _set_dim(self, dim: bool) -> None:

@@ -42,7 +42,7 @@ SHORT = Sampling(max_tokens=12)
 def chat_folder(path: Path, family: str = "llama", **changes: Any) -> Path:
     """A tiny random model of `family` that can chat: 64 words, a template, thoughts."""
     save_model(path, tiny_model(family, **changes))
-    config = config_of(family, eos_token_id=END, **changes)
+    config = config_of(family, **{"eos_token_id": END, **changes})
     save_config(config, path / "config.json")
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -56,11 +56,13 @@ def chat_folder(path: Path, family: str = "llama", **changes: Any) -> Path:
     return path
 
 
-def random_directions(seed: int = 0, name: str = "push", **fields: Any) -> SteeringVector:
-    """A vector of norm 3 on two middle layers: strong enough to change what a tiny model says."""
+def random_directions(
+    seed: int = 0, name: str = "push", width: int = HIDDEN, n_layers: int = 4
+) -> SteeringVector:
+    """A vector of norm 3 on two layers: strong enough to change what a tiny model says."""
     rng = np.random.default_rng(seed)
-    arrays = {layer: 3 * _unit(rng.normal(size=HIDDEN)) for layer in (1, 2)}
-    return SteeringVector.from_arrays(arrays, n_layers=4, name=name, **fields)
+    arrays = {layer: 3 * _unit(rng.normal(size=width)) for layer in (1, 2)}
+    return SteeringVector.from_arrays(arrays, n_layers=n_layers, name=name)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -79,13 +79,15 @@ class ModelChecks:
         found = [check for check in self._checks if check.site == site]
         failed = [check.layer for check in found if not check.ok]
         layers = self._model.n_layers
+        if not found:
+            return site, site != "residual", "no layer of this model offers this site"
         detail = f"{len(found) - len(failed)} of {layers} layers respond"
         if failed:
             detail += f"; not these: {', '.join(map(str, failed))}"
         elif len(found) < layers:
             detail += f"; the other {layers - len(found)} do not offer this site"
-        needed = site == "residual"
-        return site, not failed and (len(found) == layers or not needed), detail
+        missing = site == "residual" and len(found) < layers
+        return site, not failed and not missing, detail
 
     def zero(self) -> Outcome:
         from mlxsteer.sites import strength_zero_is_identical
