@@ -127,7 +127,7 @@ def chat_template(config: Mapping[str, Any]) -> str | None:
     """
     try:
         chat_format = import_module("mlxsteer.models.deepseek_v4.chat_format")
-    except ModuleNotFoundError:
+    except ImportError:  # weights are worth more than a template: it can be added later
         return None
     release = "0731" if any(key.startswith("dspark_") for key in config) else "preview"
     text: str = chat_format.chat_template(release)

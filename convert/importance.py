@@ -16,6 +16,9 @@ from mlxsteer.convert.plan import Plan
 
 from mlxsteer.files import atomic_path
 
+# Modules that read the same input: it is measured and stored once. (The indexer is not even
+# called on texts short enough to attend to everything.)
+SAME_INPUT = ((".up_proj", ".gate_proj"), (".attn.indexer.wq_b", ".attn.wq_b"))
 # An expert seen on few tokens leans on the mean of its layer, as if seen on this many more.
 PRIOR_TOKENS = 16.0
 # No column is free: activations that calibration never saw will come.
@@ -32,8 +35,9 @@ class Importance:
     def of(self, path: str, index: int) -> mx.array | None:
         """The weights of piece `index` of a module, mean 1; None where nothing was measured."""
         moments = self.moments.get(path)
-        if moments is None:  # both read the same input; it is stored once
-            moments = self.moments.get(path.replace(".up_proj", ".gate_proj"))
+        for own, other in SAME_INPUT:
+            if moments is None and path.endswith(own):
+                moments = self.moments.get(path.removesuffix(own) + other)
         if moments is None:
             return None
         row = (moments if moments.ndim == 1 else moments[index]).astype(mx.float32)

@@ -17,7 +17,7 @@ from mlxsteer.convert.reader import Reader
 
 # 4M weights: 16 MB as float32, about 200 MB with the search's temporaries.
 BLOCK_WEIGHTS = 1 << 22
-COPY_BYTES = 1 << 24
+COPY_BYTES = 1 << 20  # stays in the processor's cache from read to hash to write
 
 
 @dataclass

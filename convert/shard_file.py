@@ -21,8 +21,8 @@ from mlxsteer.convert.formats import OutputTensor
 
 Advance = Callable[[int], None]
 
-READ_BLOCK = 1 << 23
-_PENDING = 8  # chunks that may wait to be hashed
+READ_BLOCK = 1 << 20
+_PENDING = 16  # chunks that may wait to be hashed
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def check_written(path: Path, digest: Digest) -> None:
 
 
 def file_sha256(path: Path, advance: Advance | None = None) -> str:
-    """The sha256 of a whole file, 8 MiB in memory at a time."""
+    """The sha256 of a whole file, 1 MiB in memory at a time."""
     found = hashlib.sha256()
     buffer = bytearray(READ_BLOCK)
     view = memoryview(buffer)

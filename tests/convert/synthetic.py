@@ -35,7 +35,7 @@ def config(**changes: Any) -> dict[str, Any]:
 def small_config(**changes: Any) -> dict[str, Any]:
     """Three layers: a window-only hash layer, and one of either ratio."""
     three = {"num_hidden_layers": 3, "compress_ratios": [0, 4, 128, 0], "num_hash_layers": 1}
-    return config(**three, **changes)
+    return config(**{**three, **changes})
 
 
 def write(folder: Path, settings: dict[str, Any], rewrite: Rewrite = list, seed: int = 0) -> Path:

@@ -1,0 +1,151 @@
+"""`mlxsteer convert` as typed: stdout, stderr, exit status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from mlxsteer.convert.upload import upload
+
+from mlxsteer.cli import main
+from tests.convert.conftest import TINY
+
+
+def typed(*words: object) -> Result:
+    return CliRunner().invoke(main, ["convert", *map(str, words)])
+
+
+def test_help_shows_an_example_and_the_helpers() -> None:
+    text = typed("--help").stdout
+    assert "mlxsteer convert deepseek-ai/DeepSeek-V4-Flash --recipe q2 --dry-run" in text
+    assert "mlxsteer convert verify DIR" in text
+
+
+def test_list_has_the_exact_bytes_of_every_recipe() -> None:
+    text = typed("--list").stdout
+    assert "156,189,074,524" in text
+    rows = json.loads(typed("--list", "--json").stdout)
+    assert [row["recipe"] for row in rows] == ["lossless", "q4-fast", "q3", "q2", "q2-fast"]
+    assert {row["bytes_in"] for row in rows} == {159_609_485_896}
+    assert {row["tensors_in"] for row in rows} == {69_187}
+
+
+def test_dry_run_of_the_published_model_needs_no_network_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("deepseek-ai/DeepSeek-V4-Flash", "--out", out, "--dry-run")
+    facts = json.loads(typed(*words, "--json").stdout)
+    assert (facts["tensors_in"], facts["bytes_in"]) == (69_187, 159_609_485_896)
+    assert facts["bytes_out"] == 156_189_074_524
+    assert "in:  69,187 tensors, 159,609,485,896 bytes" in typed(*words).stdout
+    assert not out.exists()
+
+
+def test_converting_prints_the_result_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
+    result = typed(TINY, "--out", tmp_path / "out", "--recipe", "q2")
+    assert result.exit_code == 0
+    assert "5,482,940 bytes in 7 files" in result.stdout
+    assert "mx.quantize" in result.stdout
+    assert "writing layers.4" in result.stderr
+    assert "writing" not in result.stdout
+
+
+def test_json_result(tmp_path: Path) -> None:
+    facts = json.loads(typed(TINY, "--out", tmp_path / "out", "--json").stdout)
+    assert facts["bytes"] == 5_876_156
+    assert facts["errors"] == {}
+
+
+def test_verify_exits_1_when_something_is_wrong(
+    converted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    good = typed("verify", converted("lossless"), "--against", TINY, "--all")
+    assert (good.exit_code, good.stdout.splitlines()[-1]) == (0, "good")
+    copy = shutil.copytree(converted("lossless"), tmp_path / "copy")
+    (copy / "model-00001-of-00007.safetensors").unlink()
+    bad = typed("verify", copy)
+    assert bad.exit_code == 1
+    assert "WRONG: " in bad.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ((), 2, "Say what to convert"),
+        (("no-such-folder",), 1, "There is no folder no-such-folder"),
+        ((TINY, "--recipe", "q9"), 2, "There is no recipe 'q9'"),
+        ((TINY, "--upload", "no-slash"), 2, "--upload takes OWNER/NAME"),
+        (("verify", "no-such-folder"), 1, ""),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(
+    words: tuple[object, ...], status: int, says: str
+) -> None:
+    result = typed(*words)
+    assert result.exit_code == status
+    assert says in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlxsteer.convert.run.check_written", stop)
+    result = typed(TINY, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the same command goes on from there" in result.stderr
+
+
+def test_portable_is_added_to_a_finished_result(tmp_path: Path) -> None:
+    typed(TINY, "--out", tmp_path / "out")
+    assert typed(TINY, "--out", tmp_path / "out", "--portable").exit_code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (tmp_path / "out" / config["model_file"]).is_file()
+
+
+class FakeHub:
+    """Takes uploads; fails once after `limit` files."""
+
+    def __init__(self, limit: int = 99):
+        self.files: dict[str, bytes] = {}
+        self.sent: list[str] = []
+        self.limit = limit
+
+    def create_repo(self, repo: str, exist_ok: bool) -> str:
+        return f"hub:{repo}"
+
+    def model_info(self, repo: str, files_metadata: bool) -> Any:
+        from hashlib import sha256
+
+        return SimpleNamespace(siblings=[
+            SimpleNamespace(rfilename=n, lfs=SimpleNamespace(
+                size=len(d), sha256=sha256(d).hexdigest()))
+            for n, d in self.files.items()
+        ])  # fmt: skip
+
+    def upload_file(self, path_or_fileobj: Path, path_in_repo: str, repo_id: str) -> None:
+        if len(self.sent) == self.limit:
+            raise ConnectionError("network gone")
+        self.sent.append(path_in_repo)
+        self.files[path_in_repo] = path_or_fileobj.read_bytes()
+
+
+def test_an_upload_goes_on_where_it_stopped_and_sends_config_last(
+    converted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(limit=3)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    with pytest.raises(Exception, match="network gone"):
+        upload(converted("lossless"), "me/v4")
+    first, hub.limit = list(hub.sent), 99
+    assert upload(converted("lossless"), "me/v4") == "hub:me/v4"
+    assert not set(first) & set(hub.sent[3:])
+    assert hub.sent[-1] == "config.json"
+    names = {p.name for p in converted("lossless").iterdir()}
+    assert set(hub.files) == names
