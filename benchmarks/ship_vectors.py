@@ -28,7 +28,7 @@ from mlxsteer.trials import Arm
 from mlxsteer.vector import SteeringVector
 
 FOLDER = Path(__file__).parent.parent / "vectors" / "demo"
-STRENGTHS = (-5, -3, -1, 0, 1, 3, 5)
+STRENGTHS = (-3, -1, 0, 1, 3, 5)
 QUESTIONS = 24
 MAX_TOKENS = 120
 HEADS = ("amount", "metric", "words", "ended", "distinct2", "perplexity")

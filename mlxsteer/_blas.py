@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 
 CANDIDATES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.2", "libmkl_rt.so")
 
@@ -20,11 +21,19 @@ def preload() -> str | None:
     """Load the first BLAS found into the process; return its name, or None.
 
     `MLXSTEER_BLAS` names a library file to use instead, or `none` to keep mlx's own.
-    Does nothing off Linux, or when mlx is already imported (its symbols are bound by then).
+    Does nothing off Linux; warns when mlx is already imported (its symbols are bound by then).
     """
     global _loaded
-    if sys.platform != "linux" or _loaded or "mlx.core" in sys.modules:
+    if sys.platform != "linux" or _loaded:
         return _loaded
+    if "mlx.core" in sys.modules:
+        warnings.warn(
+            "mlx was imported before mlxsteer, so it keeps its own slow BLAS on this machine."
+            " Import mlxsteer first.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
     chosen = os.environ.get("MLXSTEER_BLAS")
     if chosen and chosen.lower() == "none":
         return None

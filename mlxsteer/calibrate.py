@@ -22,7 +22,7 @@ from mlxsteer.vector import Calibration, SteeringVector
 if TYPE_CHECKING:
     from mlxsteer.model import Model
 
-DOSES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3)
+DOSES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3)
 QUESTIONS = 8
 MAX_TOKENS = 64
 FALLBACK_SET = "terse"  # its held-out questions serve vectors that came without a set
@@ -35,7 +35,7 @@ class Guard:
     perplexity_ratio: at most; distinct2_ratio, words: at least (mean words an answer).
     """
 
-    perplexity_ratio: float = 3.0
+    perplexity_ratio: float = 5.0
     distinct2_ratio: float = 0.5
     words: float = 2.0
 

@@ -28,7 +28,7 @@ from mlxsteer.errors import UsageError
 @click.option(
     "--perplexity-ratio",
     type=float,
-    default=3.0,
+    default=5.0,
     show_default=True,
     help="Coherent means: perplexity under the unsteered model at most this many times.",
 )
