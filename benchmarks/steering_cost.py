@@ -18,7 +18,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import mlxsteer  # noqa: F401, I001  first, for its fast BLAS
+import mlxsteer  # noqa: F401  (before mlx, for its fast BLAS)
+
+# isort: split
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
