@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from mlxsteer.convert.headers import TensorEntry, read_header
 from mlxsteer.convert.layout import refuse_other_models
 from mlxsteer.convert.progress import Progress
 
+VLM_PREFIX = "language_model."  # mlx-vlm's conversions put it before every name
 RECORD_NAME = "conversion.json"  # written beside every result; holds its hashes
 
 
@@ -56,6 +58,8 @@ class LocalSource:
         config = read_json(folder / "config.json")
         refuse_other_models(config)
         tensors, shards = _read_headers(folder)
+        named = [replace(e, name=n.removeprefix(VLM_PREFIX)) for n, e in tensors.items()]
+        tensors = {entry.name: entry for entry in named}
         self.checkpoint = Checkpoint(
             name=str(folder),
             config=config,

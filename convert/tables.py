@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from mlxsteer.convert.plan import Plan, make_plan
@@ -13,6 +14,7 @@ from mlxsteer.convert.sizes import GIB, Sizes, sizes
 from mlxsteer.convert.space import DiskNeed, arithmetic, gigabytes
 
 
+@cache
 def recipe_sizes() -> dict[str, Sizes]:
     """Exact sizes of every built-in recipe for the published model, from its inventory."""
     checkpoint = real_checkpoint()

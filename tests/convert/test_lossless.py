@@ -123,8 +123,9 @@ def test_our_module_loads_every_recipe_with_strict_names(
         model_config={"activation_rounding": False},
     )
     model.set_dtype(mx.float32)  # bf16 accumulates in bf16 on the CPU backend
-    logits = np.array(model(mx.array(golden["ids"][None]))[0])
-    error = np.abs(logits - golden["logits"])
+    tokens = 200 if recipe == "lossless" else 48
+    logits = np.array(model(mx.array(golden["ids"][None, :tokens]))[0])
+    error = np.abs(logits - golden["logits"][:tokens])
     with capsys.disabled():
         print(f"\n  {recipe}: logit error rms {np.sqrt(np.mean(error**2)):.2e}", end="")
     assert error.max() < (1e-4 if recipe == "lossless" else 8)

@@ -44,8 +44,15 @@ class Stop(BaseException):
     """Stands for Ctrl-C at one exact point."""
 
 
-@pytest.mark.parametrize("recipe", ["lossless", "q2"])
-@pytest.mark.parametrize("point", ["write_shard", "check_written", "finish"])
+@pytest.mark.parametrize(
+    ("point", "recipe"),
+    [
+        ("write_shard", "lossless"),
+        ("check_written", "lossless"),
+        ("finish", "lossless"),
+        ("check_written", "q2"),
+    ],
+)
 def test_stopped_at_every_step_it_goes_on_to_the_same_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, recipe: str
 ) -> None:
