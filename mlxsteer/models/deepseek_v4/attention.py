@@ -13,13 +13,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.mla import MultiLinear
 
+from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, WINDOW_ONLY, ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused
 from mlxsteer.models.deepseek_v4.indexer import Indexer
 from mlxsteer.models.deepseek_v4.positions import Span, pick
-from mlxsteer.models.deepseek_v4.rope import Rope
+from mlxsteer.models.deepseek_v4.rope import Rope, turn
 from mlxsteer.models.deepseek_v4.rounding import round_kv
 from mlxsteer.models.deepseek_v4.sharding import summed
 
@@ -146,21 +147,32 @@ class Attention(nn.Module):
         cache.begin(span)
         qr, kv = self._inner.split(self._inner(x))
         qr = self.q_norm(qr)
-        kv = self._row(self.kv_norm(kv), span.offset, span.dtype)
+        kv = self._row(kv, self.kv_norm, span)
         weights = self._compress(x, cache, span) if self._ratio else None
         run = self._decode if span.is_step else self._prefill
         out = run(qr, weights, kv, cache, span)
         cache.advance(span)
         return summed(out.astype(x.dtype), self._group)
 
-    def _row(
-        self, rows: mx.array, offset: int | mx.array, dtype: mx.Dtype, step: int = 1
-    ) -> mx.array:
-        """Normed rows [B, N, d] given their positions, and rounded, in `dtype`."""
-        rows = self._rope(rows, offset, step=step)
-        if self._args.activation_rounding:
-            return round_kv(rows, self._args.nope_head_dim, dtype)
-        return rows.astype(dtype)
+    def _row(self, y: mx.array, norm: nn.RMSNorm, span: Span, m: int = 0) -> mx.array:
+        """Raw rows [B, N, d] normed, given their positions (every m), and rounded, for storing."""
+        nope, rounded = self._args.nope_head_dim, self._args.activation_rounding
+        if span.is_step:
+            at, constants = span.position(m), (nope, rounded, self._eps)
+            return finished_row(y, norm.weight, self._rope.periods, at, span.dtype, constants)
+        rows = self._rope(norm(y.astype(span.dtype)), span.window_offset(m), step=m or 1)
+        return round_kv(rows, nope, span.dtype) if rounded else rows
+
+    def _key(self, y: mx.array, norm: nn.RMSNorm, span: Span) -> mx.array:
+        """The same for index keys [B, N, c]."""
+        rope, c = self.indexer.rope, y.shape[-1]
+        if span.is_step:
+            constants = (c - self._args.qk_rope_head_dim, False, self._eps)
+            at = span.position(SPARSE)
+            keys = finished_row(y, norm.weight, rope.periods, at, mx.float32, constants)
+        else:
+            keys = rope(norm(y.astype(span.dtype)), span.window_offset(SPARSE), step=SPARSE)
+        return self.indexer.rounded(keys, span.dtype)
 
     def _compress(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array | None:
         """Store the rows and index keys of the windows that these tokens fill.
@@ -170,11 +182,11 @@ class Attention(nn.Module):
         m, inner = self._ratio, self._rows_inner
         parts = inner(x.astype(mx.float32))
         C = sum(inner.widths[:2])
-        rows = self.compressor(parts[..., :C], cache.open, span, x.dtype)
+        rows = self.compressor(parts[..., :C], cache.open, span)
         keys = weights = None
         if m == SPARSE:
             K = C + sum(inner.widths[2:4])
-            keys = self.indexer.compressor(parts[..., C:K], cache.open_keys, span, x.dtype)
+            keys = self.indexer.compressor(parts[..., C:K], cache.open_keys, span)
             weights = parts[..., K:]
         if rows is not None:
             self._store(rows, keys, cache, span)
@@ -183,12 +195,12 @@ class Attention(nn.Module):
     def _store(
         self, rows: mx.array, keys: mx.array | None, cache: DeepseekV4Cache, span: Span
     ) -> None:
-        """Give closed rows [B, N, d] their positions and put them in the cache."""
+        """Finish closed rows [B, N, d] and their index keys, and put them in the cache."""
         m = self._ratio
         first = [s // m for s in span.starts]
-        at = first[0] if len(set(first)) == 1 else mx.array(first, dtype=mx.int32)
-        rows = self._row(rows, at, span.dtype, step=m)
-        keys = None if keys is None else self.indexer.finish_keys(keys, at, span.dtype)
+        rows = self._row(rows, self.compressor.norm, span, m)
+        if keys is not None:
+            keys = self._key(keys, self.indexer.compressor.norm, span)
         full = [b for b, end in enumerate(span.ends) if end // m > first[b]]
         if span.is_step and len(full) < span.B:
             cache.append_some(full, first, rows, keys)
@@ -236,10 +248,12 @@ class Attention(nn.Module):
         assert cache.keys is not None
         assert weights is not None
         seen = None if span.aligned else span.visible_counts(m, 0, 1)
-        best = self.indexer.select(qr, weights, cache.keys[:, :R], span.offset, seen) + W
-        ring = mx.broadcast_to(counting(W), (span.B, 1, W))
-        chosen = mx.concatenate([ring, best], axis=-1)
-        return Rows(pick_rows(cache.kv, chosen[:, 0]), self._decode_mask(span, chosen))
+        best = self.indexer.select(qr, weights, cache.keys[:, :R], span.offset, seen)
+        mask = None
+        if not span.aligned or span.ends[0] < W:
+            ring = mx.broadcast_to(counting(W), (span.B, 1, W))
+            mask = self._decode_mask(span, mx.concatenate([ring, best + W], axis=-1))
+        return Rows(chosen_rows(cache.kv, best.squeeze(1), W), mask)
 
     def _decode_mask(self, span: Span, index: mx.array) -> mx.array | None:
         """[B or 1, 1, K] which of the buffer slots `index` hold something for each row."""
@@ -334,5 +348,45 @@ class Attention(nn.Module):
 def pick_rows(rows: mx.array, index: mx.array) -> mx.array:
     """rows [B, R, d] at index [B, n] -> [B, n, d]."""
     if rows.shape[0] == 1:
-        return rows[:, index[0]]
+        return mx.take(rows, index[0], axis=1)
     return mx.take_along_axis(rows, index[..., None], axis=1)
+
+
+def _sample_rows() -> tuple[Any, ...]:
+    kv = mx.random.normal((2, 30, 16), key=mx.random.key(7))
+    return kv, mx.array([[3, 0, 7], [1, 2, 9]], dtype=mx.uint32), 8
+
+
+@kernels.twin(kernels.chosen_rows, _sample_rows)
+def chosen_rows(kv: mx.array, best: mx.array, W: int) -> mx.array:
+    """The ring and the rows `best` [B, k] of a buffer kv [B, W + R, d] -> [B, W + k, d] float32."""
+    ring = mx.broadcast_to(counting(W), (kv.shape[0], W))
+    chosen = mx.concatenate([ring, best + W], axis=-1)
+    return pick_rows(kv, chosen).astype(mx.float32)
+
+
+def _sample_row() -> tuple[Any, ...]:
+    y = mx.random.normal((2, 1, 128), key=mx.random.key(8))
+    periods = mx.concatenate([mx.full((32,), mx.inf), 10.0 ** (mx.arange(32) / 8)])
+    weight = 1 + 0.1 * mx.random.normal((128,), key=mx.random.key(9))
+    return y, weight, periods, mx.array([5, 900]), mx.float32, (64, True, 1e-6)
+
+
+@kernels.twin(kernels.kv_row, _sample_row)
+def finished_row(
+    y: mx.array,
+    weight: mx.array,
+    periods: mx.array,
+    position: mx.array,
+    dtype: mx.Dtype,
+    constants: tuple[int, bool, float],
+) -> mx.array:
+    """One row per batch row: normed, turned to its position, rounded.
+
+    y [B, 1, d], periods [d/2], position [B]; `constants`: dims without position, whether they
+    are rounded, norm eps.
+    """
+    nope, rounded, eps = constants
+    rows = mx.fast.rms_norm(y.astype(mx.float32), weight.astype(mx.float32), eps)
+    rows = turn(rows, periods, position)
+    return round_kv(rows, nope, dtype) if rounded else rows.astype(dtype)

@@ -40,17 +40,16 @@ class Compressor(nn.Module):
         self._gate_bias: Any = None  # (ape, what `_bias` made of it)
 
     def __call__(
-        self, projected: mx.array, window: OpenWindow | None, span: Span, dtype: mx.Dtype
+        self, projected: mx.array, window: OpenWindow | None, span: Span
     ) -> mx.array | None:
-        """Take the span's tokens in; the normed rows [B, N, c] that close, if any.
+        """Take the span's tokens in; the rows [B, N, c] float32 that close, if any.
 
-        projected [B, T, 2C]: `wkv x` and `wgate x` side by side. Rows carry no position yet. Of
-        N rows, batch row b owns its first `closed[b]`.
+        projected [B, T, 2C]: `wkv x` and `wgate x` side by side. Rows are not normed and carry
+        no position yet. Of N rows, batch row b owns its first `closed[b]`.
         """
         assert window is not None
         take = self._step if span.is_step else self._extend
-        rows = take(mx.unflatten(projected.astype(mx.float32), -1, (2, -1)), window, span)
-        return None if rows is None else self.norm(rows.astype(dtype))
+        return take(mx.unflatten(projected.astype(mx.float32), -1, (2, -1)), window, span)
 
     def _bias(self) -> mx.array:
         """[m, 2, C] what each slot adds to kv (nothing) and to the gate (`ape`); made once."""

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
+from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused
 from mlxsteer.models.deepseek_v4.sharding import summed
@@ -31,10 +32,27 @@ def log_affinities(logits: mx.array) -> mx.array:
 
 
 @fused
-def biased_affinities(logits: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
-    """`log_affinities`, and the affinities plus the bias that only selection uses."""
-    softplus = mx.logaddexp(logits, 0)
-    return 0.5 * mx.log(softplus), mx.sqrt(softplus) + bias
+def biased_affinities(logits: mx.array, bias: mx.array) -> mx.array:
+    """The affinities plus the bias that only selection uses."""
+    return mx.sqrt(mx.logaddexp(logits, 0)) + bias
+
+
+def weights_of(logits: mx.array, experts: mx.array) -> mx.array:
+    """Weights [N, k] of the chosen experts: their affinities, normalised to sum to 1."""
+    return mx.softmax(log_affinities(mx.take_along_axis(logits, experts, axis=-1)), axis=-1)
+
+
+def _sample() -> tuple[Any, ...]:
+    logits = 3 * mx.random.normal((3, 16), key=mx.random.key(10))
+    return mx.sort(logits, axis=-1), mx.sort(logits, axis=-1), 1
+
+
+@kernels.twin(kernels.top_experts, _sample)
+def top_experts(biased: mx.array, logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k experts of largest biased affinity, in any order: [N, k], and their weights."""
+    E = biased.shape[-1]
+    experts = mx.argpartition(biased, kth=E - k, axis=-1)[..., E - k :]
+    return experts, weights_of(logits, experts)
 
 
 class Gate(nn.Module):
@@ -55,13 +73,10 @@ class Gate(nn.Module):
         """x [N, D], ids [N] -> experts [N, k], weights [N, k] float32 that sum to 1."""
         logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
         if "tid2eid" in self:
-            log_s, experts = log_affinities(logits), self.tid2eid[ids]
-        else:
-            log_s, biased = biased_affinities(logits, self.e_score_correction_bias)
-            E = biased.shape[-1]
-            experts = mx.argpartition(biased, kth=E - self._k, axis=-1)[..., E - self._k :]
-        weights = mx.softmax(mx.take_along_axis(log_s, experts, axis=-1), axis=-1)
-        return experts, weights
+            experts = mx.take(self.tid2eid, ids, axis=0)
+            return experts, weights_of(logits, experts)
+        biased = biased_affinities(logits, self.e_score_correction_bias)
+        return top_experts(biased, logits, self._k)
 
 
 class SwitchMLP(nn.Module):

@@ -17,20 +17,37 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Switch:
-    """Whether groups are compiled. Tests and the launch counter turn it on without a GPU."""
+    """What is on. Tests and the launch counter change it without a GPU."""
 
-    on = mx.metal.is_available()
+    compiling = mx.metal.is_available()
+    kernels = mx.metal.is_available()
 
 
 def fused(function: F) -> F:
-    """`function` as one launch where that pays. Only for elementwise operations on arrays."""
-    compiled = mx.compile(function)
+    """`function` as one launch where that pays. Only for elementwise operations on arrays.
+
+    Arguments that are no arrays are constants of the launch.
+    """
+
+    @lru_cache(maxsize=64)
+    def compiled(constants: tuple[Any, ...]) -> Callable[..., Any]:
+        def fill(*arrays: mx.array) -> Any:
+            left = iter(arrays)
+            return function(*(next(left) if c is _ARRAY else c for c in constants))
+
+        return mx.compile(fill)
 
     @wraps(function)
     def run(*args: Any) -> Any:
-        return (compiled if Switch.on else function)(*args)
+        if not Switch.compiling:
+            return function(*args)
+        constants = tuple(_ARRAY if isinstance(a, mx.array) else a for a in args)
+        return compiled(constants)(*(a for a in args if isinstance(a, mx.array)))
 
     return run  # type: ignore[return-value]
+
+
+_ARRAY = object()
 
 
 @lru_cache(maxsize=64)

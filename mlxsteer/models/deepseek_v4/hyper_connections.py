@@ -6,6 +6,8 @@ vector added to all four streams is carried unchanged through every later layer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -68,6 +70,33 @@ def _expand_step(dtype: mx.Dtype, out: mx.array, post: mx.array, *sources: mx.ar
     return Y.astype(dtype)
 
 
+def _sample() -> tuple[Any, ...]:
+    X = mx.random.normal((1, 1, 4, 64), key=mx.random.key(1))
+    fn = mx.random.normal((24, 256), key=mx.random.key(2)) / 16
+    scale, base = mx.array([1.0, 0.5, 2.0]), mx.random.normal((24,), key=mx.random.key(3))
+    return X, fn, scale, base, mx.float32, (20, 1e-6, 1e-6)
+
+
+@kernels.twin(kernels.hyper_front, _sample)
+def front(
+    X: mx.array,
+    fn: mx.array,
+    scale: mx.array,
+    base: mx.array,
+    dtype: mx.Dtype,
+    constants: tuple[int, float, float],
+) -> tuple[mx.array, mx.array, mx.array]:
+    """hc_pre: X [B, T, n, D] -> the sublayer's input [B, T, D], post [B, T, n], C [B, T, n, n].
+
+    `constants`: Sinkhorn iterations, hc_eps, norm eps.
+    """
+    iterations, eps, norm_eps = constants
+    X32 = X.astype(mx.float32)
+    u = normed_projection(X32, fn, norm_eps)
+    pre, post, C = gates(u, scale, base, X.shape[2], iterations, eps)
+    return collapse(pre, X32).astype(dtype), post, C
+
+
 class HyperConnection(nn.Module):
     """The front of one sublayer: what it reads, how its output is spread, how streams mix."""
 
@@ -77,25 +106,13 @@ class HyperConnection(nn.Module):
         self.fn = mx.zeros((n * (n + 2), n * D))
         self.base = mx.zeros((n * (n + 2),))
         self.scale = mx.ones((3,))
-        self._constants = (n, args.hc_sinkhorn_iters, args.hc_eps)
-        self._norm_eps = args.rms_norm_eps
-
-        self._front = kernels.front(args, self.plain)
+        self._constants = (args.hc_sinkhorn_iters, args.hc_eps, args.rms_norm_eps)
 
     def __call__(
         self, X: mx.array, dtype: mx.Dtype | None = None
     ) -> tuple[mx.array, mx.array, mx.array]:
         """X [B, T, n, D] -> the sublayer's input [B, T, D] in `dtype` (or X's), post, C."""
-        return self._front(X, self.fn, self.scale, self.base, dtype or X.dtype)
-
-    def plain(
-        self, X: mx.array, fn: mx.array, scale: mx.array, base: mx.array, dtype: mx.Dtype
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """What the front is, in single operations."""
-        X32 = X.astype(mx.float32)
-        u = normed_projection(X32, fn, self._norm_eps)
-        pre, post, C = gates(u, scale, base, *self._constants)
-        return collapse(pre, X32).astype(dtype), post, C
+        return front(X, self.fn, self.scale, self.base, dtype or X.dtype, self._constants)
 
 
 class HyperHead(nn.Module):

@@ -5,9 +5,12 @@ Scores are made block by block, so that memory does not grow with heads times co
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import counting
@@ -20,9 +23,23 @@ SCORE_BLOCK = 2048  # index rows scored at once
 def index_scores(q: mx.array, weights: mx.array, keys: mx.array) -> mx.array:
     """`sum_h w_h relu(q_h . K)`. q [B, h, t, c], weights [B, t, h], keys [B, R, c] -> [B, t, R]."""
     B, h, t, c = q.shape
-    dots = mx.maximum(q.reshape(B, h * t, c) @ keys.swapaxes(-1, -2), 0)
-    dots = dots.reshape(B, h, t, -1).swapaxes(1, 2)
+    dots = (q.reshape(B, h * t, c) @ keys.swapaxes(-1, -2)).reshape(B, h, t, -1)
+    if t == 1:
+        return combined(dots.squeeze(2), weights.squeeze(1))[:, None]
+    dots = mx.maximum(dots, 0).swapaxes(1, 2)
     return (weights[:, :, None, :].astype(dots.dtype) @ dots).squeeze(2)
+
+
+def _sample() -> tuple[Any, ...]:
+    dots = mx.random.normal((2, 8, 40), key=mx.random.key(5))
+    return dots, mx.random.normal((2, 8), key=mx.random.key(6))
+
+
+@kernels.twin(kernels.combine, _sample)
+def combined(dots: mx.array, weights: mx.array) -> mx.array:
+    """`sum_h w_h relu(dots_h)` for one query per row: dots [B, h, R], weights [B, h] -> [B, R]."""
+    positive = mx.maximum(dots, 0)
+    return (weights[:, None].astype(dots.dtype) @ positive).squeeze(1).astype(mx.float32)
 
 
 def top_rows(scores: mx.array, k: int) -> mx.array:
@@ -39,15 +56,14 @@ class Indexer(nn.Module):
         h, c = args.index_n_heads, args.index_head_dim
         self._heads, self._k = h, args.index_topk
         self._round = args.activation_rounding
-        self._rope = Rope(args, SPARSE, c)
+        self.rope = Rope(args, SPARSE, c)
         self.wq_b = nn.Linear(args.q_lora_rank, h * c, bias=False)
         self.weights_proj = nn.Linear(args.hidden_size, h, bias=False)
         self.compressor = Compressor(args, SPARSE, c)
 
-    def finish_keys(self, rows: mx.array, first: int | mx.array, dtype: mx.Dtype) -> mx.array:
-        """Rows from the compressor [B, N, c], the first at index `first`, made index keys."""
-        keys = self._rope(rows, first, step=SPARSE)
-        return round_index(keys, dtype) if self._round else keys.astype(dtype)
+    def rounded(self, x: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Queries or keys as they are compared."""
+        return round_index(x, dtype) if self._round else x.astype(dtype)
 
     def select(
         self,
@@ -65,8 +81,7 @@ class Indexer(nn.Module):
         caller to mask.
         """
         q = mx.unflatten(self.wq_b(qr), -1, (self._heads, -1)).swapaxes(1, 2)
-        q = self._rope(q, offset)
-        q = round_index(q, keys.dtype) if self._round else q.astype(keys.dtype)
+        q = self.rounded(self.rope(q, offset), keys.dtype)
         R = keys.shape[1]
         if R <= SCORE_BLOCK:
             scores = index_scores(q, weights, keys)

@@ -150,7 +150,7 @@ class Model(nn.Module):
         return lambda path: not any(part in path for part in _FLOAT32)
 
 
-_FLOAT32 = ("_hc.", "hc_head.", ".ape", "attn_sink", "ffn.gate.", "compressor.w")
+_FLOAT32 = ("_hc.", "hc_head.", ".ape", "attn_sink", "ffn.gate.", "compressor.w", "weights_proj")
 
 
 def _official_mode(path: str, packed: set[str]) -> bool | dict[str, Any]:

@@ -44,6 +44,7 @@ class Span:
         self.even = self.aligned and all(n == T for n in lengths)
         self.is_step = T == 1 and all(n == 1 for n in lengths)
         self._windows: dict[int, Windows] = {}
+        self._positions: dict[int, mx.array] = {}
 
     @property
     def B(self) -> int:
@@ -53,6 +54,20 @@ class Span:
     def offset(self) -> int | mx.array:
         """Where each row starts: one int if it is the same for all, else an array [B]."""
         return self.starts[0] if self.aligned else mx.array(self.starts, dtype=mx.int32)
+
+    def window_offset(self, m: int) -> int | mx.array:
+        """The offset of tokens; with m, of the first window of m that closes, in windows."""
+        if not m:
+            return self.offset
+        first = [s // m for s in self.starts]
+        return first[0] if self.aligned else mx.array(first, dtype=mx.int32)
+
+    def position(self, m: int = 0) -> mx.array:
+        """[B] int32 where each row's first new token stands; or the start of its window of m."""
+        if m not in self._positions:
+            at = [s // m * m for s in self.starts] if m else self.starts
+            self._positions[m] = mx.array(at, dtype=mx.int32)
+        return self._positions[m]
 
     def shifted(self, i: int) -> int | mx.array:
         """The offset of token `i` of the span."""

@@ -46,15 +46,27 @@ def _periods(inv: np.ndarray) -> np.ndarray:
     return near[error.argmin(axis=0), np.arange(len(inv))]
 
 
+def turn(x: mx.array, periods: mx.array, offset: int | mx.array, step: int = 1) -> mx.array:
+    """Rotate interleaved pairs of `x` [B, ..., T, 2n] by position / `periods` [n]."""
+    return mx.fast.rope(
+        x,
+        x.shape[-1],
+        traditional=True,
+        base=None,
+        scale=float(step),
+        offset=offset,
+        freqs=periods,
+    )
+
+
 class Rope:
     """Rotation for rows of one width. Holds no parameters."""
 
     def __init__(self, args: ModelArgs, ratio: int, width: int):
         inv = inverse_frequencies(args, ratio).astype(np.float32)
         still = np.full((width - args.qk_rope_head_dim) // 2, np.inf, dtype=np.float32)
-        self._width = width
-        self._periods = mx.array(np.concatenate([still, _periods(inv)]))
-        self._back = -self._periods
+        self.periods = mx.array(np.concatenate([still, _periods(inv)]))
+        self._back = -self.periods
 
     def __call__(
         self, x: mx.array, offset: int | mx.array, *, step: int = 1, inverse: bool = False
@@ -63,12 +75,4 @@ class Rope:
 
         `offset` is one int, or an array [B] with one offset per batch row.
         """
-        return mx.fast.rope(
-            x,
-            self._width,
-            traditional=True,
-            base=None,
-            scale=float(step),
-            offset=offset,
-            freqs=self._back if inverse else self._periods,
-        )
+        return turn(x, self._back if inverse else self.periods, offset, step)

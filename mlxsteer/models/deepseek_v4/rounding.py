@@ -7,8 +7,11 @@ function is one group of operations that a kernel could replace.
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
+from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import INDEX_ROUNDING_BLOCK, KV_ROUNDING_BLOCK
 from mlxsteer.models.deepseek_v4.fusing import counting, fused
 
@@ -56,9 +59,14 @@ def round_e4m3(x: mx.array) -> mx.array:
     return mx.flatten(to_e4m3(*_blocks(x.astype(mx.float32), KV_ROUNDING_BLOCK)), -2, -1)
 
 
-def round_e2m1(x: mx.array) -> mx.array:
-    """`to_e2m1` per 32 of the last axis, float32."""
-    return mx.flatten(to_e2m1(*_blocks(x.astype(mx.float32), INDEX_ROUNDING_BLOCK)), -2, -1)
+def _sample() -> tuple[Any, ...]:
+    return mx.random.normal((3, 64), key=mx.random.key(4)), mx.float32
+
+
+@kernels.twin(kernels.round_e2m1, _sample)
+def round_e2m1(x: mx.array, dtype: mx.Dtype) -> mx.array:
+    """`to_e2m1` per 32 of the last axis. x float32."""
+    return mx.flatten(to_e2m1(*_blocks(x, INDEX_ROUNDING_BLOCK)), -2, -1).astype(dtype)
 
 
 def round_kv(rows: mx.array, nope: int, dtype: mx.Dtype) -> mx.array:
@@ -84,4 +92,4 @@ def _head_rounded(
 def round_index(x: mx.array, dtype: mx.Dtype) -> mx.array:
     """An index query or key [..., c] after RoPE: Hadamard of order c, then e2m1."""
     turned = mx.hadamard_transform(x.astype(mx.float32), scale=x.shape[-1] ** -0.5)
-    return round_e2m1(turned).astype(dtype)
+    return round_e2m1(turned, dtype)

@@ -25,7 +25,9 @@ _TOP = {
 }
 _PROJ = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _EXPERT = re.compile(r"(.*\.ffn)\.experts\.(\d+)\.(\w+)\.(\w+)$")
-_FLOAT32 = re.compile(r"\.(ffn\.gate|compressor\.wkv|compressor\.wgate)\.weight$")
+_FLOAT32 = re.compile(
+    r"\.(ffn\.gate|compressor\.wkv|compressor\.wgate|indexer\.weights_proj)\.weight$"
+)
 
 
 def official_name(key: str) -> str:
