@@ -118,6 +118,8 @@ class Repl:
             note("\nStopped.")
         except MlxsteerError as error:
             self._complain(str(error))
+        except BrokenPipeError:
+            raise  # nobody reads the answers any more
         except Exception as error:  # models and drivers fail in their own ways; keep the chat
             self._complain(f"{error} ({type(error).__name__}). The chat is as it was before.")
 

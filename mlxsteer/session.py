@@ -65,7 +65,10 @@ class CachedPrefix:
 
 @dataclass
 class Turn:
-    """What the last turn cost: prompt tokens, those found in the cache, tokens written."""
+    """What the last turn cost: prompt tokens, those found in the cache, tokens written.
+
+    The end token is not counted.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -149,7 +152,7 @@ class Session:
     def _keep(self, asked: Messages, written: Sequence[Piece], reason: str) -> None:
         answer = "".join(piece.text for piece in written if not piece.thinking).strip()
         thought = "".join(piece.text for piece in written if piece.thinking).strip()
-        self.last.answer_tokens = len(written)
+        self.last.answer_tokens = sum(piece.finish_reason is None for piece in written)
         self.last.finish_reason = reason
         if not written:
             return

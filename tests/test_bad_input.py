@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +289,16 @@ def test_a_full_disk_keeps_the_vectors(home: Path, full_disk: None, words: list[
     before = snapshot(home)
     expect_error(CliRunner().invoke(main, words), 1, "Cannot write", "No space left on device")
     assert snapshot(home) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_results_that_a_full_disk_does_not_take_are_an_error(folder: Path, home: Path) -> None:
+    words = [sys.executable, "-m", "mlxsteer", "models", "pull", str(folder)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: stdout: No space left on device.")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_save_refuses_a_file_that_is_no_chat(folder: Path, home: Path) -> None:

@@ -110,7 +110,8 @@ def test_json_reports_the_answer_and_its_numbers(folder: Path) -> None:
     assert facts["answer"] == answers(chat(folder, "-p", "w3 w4", "--steer", "push:1r"))[0]
     assert facts["unsteered"] == answers(chat(folder, "-p", "w3 w4"))[0]
     assert (facts["steer"], facts["prompt_tokens"]) == ("push:1r", 5)
-    assert facts["finish_reason"] in ("stop", "length")
+    assert facts["answer_tokens"] == len(facts["answer"].split()) == TOKENS
+    assert facts["finish_reason"] == "length"
 
 
 # --- comparison ---------------------------------------------------------------------------------

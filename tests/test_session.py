@@ -21,10 +21,11 @@ import mlxsteer
 from mlxsteer.errors import ContextLengthError, MlxsteerError, UsageError, VectorError
 from mlxsteer.generation import Piece, Sampling
 from mlxsteer.model import Model
-from mlxsteer.plan import ANSWER, THINK
+from mlxsteer.prompting import first_phase
 from mlxsteer.session import Session
 from mlxsteer.vector import SteeringVector
 from tests.tiny_models import HIDDEN, config_of, tiny_model
+from tests.v4 import random_models
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> "
@@ -44,16 +45,22 @@ def chat_folder(path: Path, family: str = "llama", **changes: Any) -> Path:
     save_model(path, tiny_model(family, **changes))
     config = config_of(family, **{"eos_token_id": END, **changes})
     save_config(config, path / "config.json")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.save(str(path / "tokenizer.json"))
+    write_tokenizer(path, WORDS)
+    return path
+
+
+def write_tokenizer(path: Path, words: list[str]) -> None:
+    """A tokenizer of whole words, of which the first ends an answer."""
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(path / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<end>",
+        "eos_token": words[END],
         "chat_template": TEMPLATE,
     }
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    return path
 
 
 def random_directions(
@@ -89,7 +96,7 @@ def model(tiny: Model) -> Model:
 def keep_push(model: Model) -> None:
     from mlxsteer import library
 
-    library.save(random_directions(), model.key)
+    library.save(random_directions(width=model.d_model, n_layers=model.n_layers), model.key)
 
 
 def from_nothing(model: Model, prompt: list[int], steer: Any, count: int) -> list[int]:
@@ -98,10 +105,10 @@ def from_nothing(model: Model, prompt: list[int], steer: Any, count: int) -> lis
     plan = model.plan(steer)
     while len(tokens) < count:
         cache = model.make_cache()
-        cache[-1].rows[0].first = THINK if WORDS[prompt[-1]] == "<think>" else ANSWER
+        cache[-1].rows[0].first = first_phase(model, prompt)
         logits = model.logits(prompt + tokens, plan, cache, prompt_length=len(prompt))
         tokens.append(int(mx.argmax(logits[-1]).item()))
-        if tokens[-1] == END:
+        if tokens[-1] in model.tokenizer.eos_token_ids:
             break
     return tokens
 
@@ -187,6 +194,21 @@ def test_caches_that_cannot_be_trimmed_are_right_too(
     assert session.last.cached_tokens > 0
     session.steer("push:-1r")
     expect_turn(session, "w9")
+
+
+@pytest.mark.parametrize("steer", [None, "push:3r", "push:3r@all"])
+@pytest.mark.parametrize("thinking", [False, True])
+def test_v4_chats_are_right_too(tmp_path: Path, steer: str | None, thinking: bool) -> None:
+    """Its cache compresses windows of tokens and can only go forward."""
+    folder = random_models.write(tmp_path, "narrow", seed=0)
+    vocabulary = random_models.config("narrow")["vocab_size"]
+    write_tokenizer(folder, [f"w{index}" for index in range(vocabulary)])
+    model = mlxsteer.load(str(folder))
+    keep_push(model)
+    session = Session(model, steer=steer, thinking=thinking, sampling=SHORT)
+    for text in ("w3 w4 w5", "w6", "w7 w8"):
+        expect_turn(session, text)
+    assert session.last.cached_tokens > 0
 
 
 def test_a_long_prompt_is_run_in_steps(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

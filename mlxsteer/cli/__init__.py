@@ -6,6 +6,9 @@ and notes to stderr; exit status 0 done, 1 failed, 2 wrong usage.
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -57,9 +60,29 @@ class LazyGroup(click.Group):
         except MlxsteerError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader of a pipe has left: click ends without a word
+            _drop_unwritten()
+            click.echo(f"Error: {_sentence(error)}", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
+
+
+def _sentence(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    where = error.filename if error.filename is not None else "stdout"
+    return f"{where}: {reason}. Nothing else was changed; mend that and run the command again."
+
+
+def _drop_unwritten() -> None:
+    """What a full disk did not take from stdout would fail again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
