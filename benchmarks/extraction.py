@@ -4,9 +4,10 @@
 
 All in float32 with one BLAS thread; every round times each tool in turn, so that a machine that
 is shared slows all alike. One table on stdout: tokens that went through the model, positions
-with padding, layers run, the median seconds, pairs per second, the time as a multiple of ours
-(median over rounds, with range), and the cosine between a tool's direction and ours by the same
-method (mean difference; uncentred PCA beside repeng), lowest and highest over the layers.
+with padding, layers run, the median seconds (and of the processor's, which a shared machine
+disturbs less), pairs per second, the time as a multiple of ours (median over rounds, with
+range), and the cosine between a tool's direction and ours by the same method (mean difference;
+uncentred PCA beside repeng), lowest and highest over the layers.
 
 The peers need older packages, so the first run makes an environment for them in the cache
 folder with pip, and writes the demo model there as a Hugging Face folder (540 MB).
@@ -55,7 +56,18 @@ REQUIREMENTS = (
     "numpy<2",
     "torch==2.13.0",
 )
-HEADS = ["tool", "tokens", "padded", "layers", "seconds", "pairs/s", "time", "range", "cosine"]
+HEADS = [
+    "tool",
+    "tokens",
+    "padded",
+    "layers",
+    "seconds",
+    "cpu",
+    "pairs/s",
+    "time",
+    "range",
+    "cosine",
+]
 
 
 @dataclass
@@ -66,6 +78,7 @@ class Measured:
     positions: int = 0
     layers: int = 0
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
 
 
@@ -130,12 +143,13 @@ def _time_ours(tool: Measured, model: Model, contrast: ContrastSet, count: int) 
     network = model.network
     counting = CountingNetwork(network)
     model.network = counting  # type: ignore[assignment]
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     try:
         _extracted(model, contrast, count, "mean")
     finally:
         model.network = network
     tool.seconds.append(time.perf_counter() - start)
+    tool.cpu.append(time.process_time() - worked)
     tool.positions = counting.positions
 
 
@@ -191,6 +205,7 @@ def _asked(process: subprocess.Popen[str], name: str, work: Path) -> dict[str, A
 
 def _time_peer(tool: Measured, facts: dict[str, Any], ours: SteeringVector) -> None:
     tool.seconds.append(facts["seconds"])
+    tool.cpu.append(facts["cpu"])
     tool.tokens, tool.positions = facts["tokens"], facts["positions"]
     theirs = facts["directions"]
     tool.cosines = [
@@ -254,8 +269,8 @@ def _rows(measured: dict[str, Measured], count: int) -> list[list[str]]:
         cosine = f"{min(tool.cosines):.4f} to {max(tool.cosines):.4f}" if tool.cosines else "-"
         rows.append([
             name, f"{tool.tokens}", f"{tool.positions}", f"{tool.layers}", f"{seconds:.1f}",
-            f"{count / seconds:.1f}", f"{statistics.median(ratios):.2f}x",
-            f"{min(ratios):.2f}-{max(ratios):.2f}", cosine,
+            f"{statistics.median(tool.cpu):.1f}", f"{count / seconds:.1f}",
+            f"{statistics.median(ratios):.2f}x", f"{min(ratios):.2f}-{max(ratios):.2f}", cosine,
         ])  # fmt: skip
     return rows
 

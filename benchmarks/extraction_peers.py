@@ -79,13 +79,13 @@ def main() -> None:
     for line in sys.stdin:
         tool = line.strip()
         counter.tokens = counter.positions = 0
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(sys.stderr):
             found = TOOLS[tool](model, tokenizer, pairs, task["layers"], task["batch"])
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - worked
         np.savez(task_file.with_name(f"{tool}.npz"), **{str(k): v for k, v in found.items()})
-        facts = {"seconds": seconds, "tokens": counter.tokens, "positions": counter.positions}
-        print(json.dumps(facts), file=replies, flush=True)
+        counts = {"tokens": counter.tokens, "positions": counter.positions}
+        print(json.dumps({"seconds": seconds, "cpu": cpu, **counts}), file=replies, flush=True)
 
 
 if __name__ == "__main__":
