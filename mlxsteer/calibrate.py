@@ -1,7 +1,7 @@
 """Finds a vector's limits δ±: the largest dose whose answers stay coherent, for each sign.
 
 Coherent is judged on questions that were not trained on, against the unsteered answers to the
-same questions. Costs 23 short answers a question (11 doses of each sign), decoded in batches.
+same questions. Costs a short answer a question for every dose of each sign; decoded in batches.
 """
 
 from __future__ import annotations

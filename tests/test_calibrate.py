@@ -8,22 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import mlxsteer
 from mlxsteer import library, trials
-from mlxsteer.calibrate import DOSES, Guard, calibrate, held_out_of
+from mlxsteer.calibrate import DOSES as DEFAULT_DOSES
+from mlxsteer.calibrate import Guard, calibrate, held_out_of
 from mlxsteer.cli import main
 from mlxsteer.contrast import ContrastSet
 from mlxsteer.errors import UsageError, VectorError
 from mlxsteer.model import Model
 from mlxsteer.trials import Arm
-from mlxsteer.vector import SteeringVector
-from tests.test_session import chat_folder, random_directions
+from mlxsteer.vector import DEFAULT_DELTA, SteeringVector
+from tests.test_session import chat_folder
+from tests.tiny_models import HIDDEN
 
 Curve = Callable[[float], dict[str, float]]
 FINE: dict[str, float] = {"words": 30.0, "distinct2": 0.9, "perplexity": 2.0}
+# Not the defaults, which are a matter of measurement.
+DOSES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.3)
+GUARD = Guard(perplexity_ratio=3.0, distinct2_ratio=0.5, words=2.0)
+ASKED: dict[str, Any] = {"doses": DOSES, "guard": GUARD, "show_progress": False}
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiny(folder: Path) -> Model:
     return mlxsteer.load(str(folder))
+
+
+def push(name: str = "push", **fields: Any) -> SteeringVector:
+    arrays = {layer: np.random.default_rng(layer).normal(size=HIDDEN) for layer in (1, 2)}
+    return SteeringVector.from_arrays(arrays, name=name, n_layers=4, **fields)
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, curve: Curve) -> list[dict[str, Any]]:
@@ -65,7 +77,7 @@ def breaks(plus: float, minus: float, **how: float) -> Curve:
 
 
 def limits(model: Model, **options: Any) -> tuple[float, float]:
-    found = calibrate(model, random_directions(), show_progress=False, **options).calibration
+    found = calibrate(model, push(), **ASKED | options).calibration
     assert found is not None
     return found.delta_plus, found.delta_minus
 
@@ -90,7 +102,7 @@ def test_each_part_of_the_guard_alone_ends_coherence(tiny, monkeypatch, sign_of_
 
 def test_the_guards_bounds_are_the_callers(tiny, monkeypatch):
     answering(monkeypatch, breaks(plus=0.5, minus=0.2, perplexity=7.0))
-    assert limits(tiny, guard=Guard(perplexity_ratio=4)) == (max(DOSES), max(DOSES))
+    assert limits(tiny, guard=replace(GUARD, perplexity_ratio=4)) == (max(DOSES), max(DOSES))
 
 
 def test_no_answer_at_all_is_not_coherent(tiny, monkeypatch):
@@ -107,7 +119,7 @@ def test_a_vector_that_breaks_at_its_smallest_dose_is_refused(tiny, monkeypatch,
 
 def test_strength_five_is_then_the_limit_of_its_sign(tiny, monkeypatch):
     answering(monkeypatch, breaks(plus=0.4, minus=0.8))
-    vector = calibrate(tiny, random_directions(), show_progress=False)
+    vector = calibrate(tiny, push(), **ASKED)
     for text, dose in (("5", 0.3), ("-5", -0.6), ("1", 0.06), ("-2.5", -0.3)):
         [term] = tiny.plan([(vector, text)]).terms
         assert term.dose == pytest.approx(dose)
@@ -117,7 +129,7 @@ def test_strength_five_is_then_the_limit_of_its_sign(tiny, monkeypatch):
 
 def test_all_doses_and_the_unsteered_run_are_one_call(tiny, monkeypatch):
     calls = answering(monkeypatch, breaks(plus=0.4, minus=0.4))
-    calibrate(tiny, random_directions(), doses=(0.2, 0.1), max_tokens=17, show_progress=False)
+    calibrate(tiny, push(), doses=(0.2, 0.1), max_tokens=17, show_progress=False)
     [call] = calls
     assert [dose for dose, _ in call["steerings"]] == [0.0, -0.2, -0.1, 0.1, 0.2]
     assert [plan.terms[0].dose for _, plan in call["steerings"][1:]] == [-0.2, -0.1, 0.1, 0.2]
@@ -127,14 +139,14 @@ def test_all_doses_and_the_unsteered_run_are_one_call(tiny, monkeypatch):
 
 def test_a_multiple_is_calibrated_as_the_vector_itself(tiny, monkeypatch):
     calls = answering(monkeypatch, breaks(plus=0.4, minus=0.4))
-    vector = calibrate(tiny, 3 * random_directions(), show_progress=False)
+    vector = calibrate(tiny, 3 * push(), **ASKED)
     assert vector.gain == 1
     assert calls[0]["steerings"][-1][1].terms[0].dose == max(DOSES)
 
 
 def test_questions_are_held_out_ones_unless_given(tiny, monkeypatch):
     calls = answering(monkeypatch, breaks(plus=0.4, minus=0.4))
-    of_set = replace(random_directions(), about={"contrast_set": "french"})
+    of_set = replace(push(), about={"contrast_set": "french"})
     calibrate(tiny, of_set, n_questions=3, show_progress=False)
     assert calls[0]["questions"] == list(ContrastSet.load("french").held_out[:3])
     own = [f"w{index}" for index in range(12)]
@@ -146,15 +158,15 @@ def test_questions_are_held_out_ones_unless_given(tiny, monkeypatch):
 
 def test_what_has_no_limit_or_no_dose_is_refused(tiny):
     with pytest.raises(UsageError, match="'push' is a projection"):
-        calibrate(tiny, random_directions(op="project"))
+        calibrate(tiny, push(op="project"))
     for doses in ((), (0.1, 0.0), (-0.1,)):
         with pytest.raises(UsageError, match="Doses to try must be above 0"):
-            calibrate(tiny, random_directions(), doses=doses)
+            calibrate(tiny, push(), doses=doses)
 
 
 def test_a_vector_of_another_architecture_is_refused_unless_forced(tiny, monkeypatch):
     answering(monkeypatch, breaks(plus=0.4, minus=0.4))
-    foreign = random_directions(model={"architecture": "gemma2"})
+    foreign = push(model={"architecture": "gemma2"})
     with pytest.raises(VectorError, match="was made on a gemma2 model"):
         calibrate(tiny, foreign, show_progress=False)
     assert calibrate(tiny, foreign, force=True, show_progress=False).calibration is not None
@@ -162,7 +174,7 @@ def test_a_vector_of_another_architecture_is_refused_unless_forced(tiny, monkeyp
 
 def test_how_it_was_found_travels_in_the_file(tiny, monkeypatch, tmp_path):
     answering(monkeypatch, breaks(plus=0.4, minus=0.8, perplexity=float("inf")))
-    vector = calibrate(tiny, random_directions(), show_progress=False)
+    vector = calibrate(tiny, push(), **ASKED)
     read_back = SteeringVector.load(vector.save(tmp_path / "v.safetensors")).calibration
     assert read_back is not None
     assert (read_back.delta_plus, read_back.delta_minus) == (0.3, 0.6)
@@ -177,7 +189,7 @@ def test_it_runs_for_real_on_a_tiny_model(tiny):
     loose = Guard(perplexity_ratio=1e9, distinct2_ratio=0, words=0)
     vector = calibrate(
         tiny,
-        random_directions(),
+        push(),
         questions=["w1 w2", "w3"],
         doses=(0.05, 0.1),
         max_tokens=8,
@@ -193,12 +205,13 @@ def test_it_runs_for_real_on_a_tiny_model(tiny):
 
 
 def command(folder: Path, *arguments: str) -> Any:
-    return CliRunner().invoke(main, ["calibrate", *arguments, "--model", str(folder)])
+    doses = [] if "--doses" in arguments else ["--doses", ",".join(map(str, DOSES))]
+    return CliRunner().invoke(main, ["calibrate", *arguments, *doses, "--model", str(folder)])
 
 
 def test_the_command_writes_the_limits_into_the_users_vector(folder, monkeypatch):
     answering(monkeypatch, breaks(plus=0.4, minus=0.8, perplexity=float("inf")))
-    path = library.save(random_directions(), "tiny")
+    path = library.save(push(), "tiny")
     dry = command(folder, "push", "--dry-run")
     assert "nothing was written" in dry.stdout
     assert SteeringVector.load(path).calibration is None
@@ -213,14 +226,14 @@ def test_the_command_writes_the_limits_into_the_users_vector(folder, monkeypatch
 def test_a_bundled_vector_is_copied_and_a_file_is_written_where_it_lies(
     folder, monkeypatch, tmp_path
 ):
-    answering(monkeypatch, breaks(plus=0.4, minus=0.8))
+    answering(monkeypatch, breaks(plus=0.4, minus=0.8, perplexity=float("inf")))
     monkeypatch.setattr(library, "bundled_dir", lambda key: tmp_path / "bundled" / key)
-    bundled = random_directions().save(tmp_path / "bundled/tiny/push.safetensors")
+    bundled = push().save(tmp_path / "bundled/tiny/push.safetensors")
     assert command(folder, "push").exit_code == 0
     assert SteeringVector.load(bundled).calibration is None
     assert SteeringVector.load(library.user_dir("tiny") / "push.safetensors").delta(-1) == 0.6
     monkeypatch.setenv("HOME", str(tmp_path))
-    random_directions().save(tmp_path / "own.safetensors")
+    push().save(tmp_path / "own.safetensors")
     assert command(folder, "~/own.safetensors").exit_code == 0
     assert SteeringVector.load(tmp_path / "own.safetensors").calibration is not None
 
@@ -229,11 +242,16 @@ def test_a_hub_vector_keeps_its_name_behind_the_colon(folder, monkeypatch, tmp_p
     from mlxsteer import hubvectors
 
     answering(monkeypatch, breaks(plus=0.4, minus=0.8))
-    pulled = random_directions().save(tmp_path / "pulled.safetensors")
+    pulled = push().save(tmp_path / "pulled.safetensors")
     monkeypatch.setattr(hubvectors, "pull", lambda repo, name, key: pulled)
     result = command(folder, "someone/vectors:nice")
     assert result.exit_code == 0, result.output
     assert (library.user_dir("tiny") / "nice.safetensors").is_file()
+
+
+def test_the_default_doses_rise_and_can_hold_the_uncalibrated_limit():
+    assert sorted(DEFAULT_DOSES) == list(DEFAULT_DOSES)
+    assert min(DEFAULT_DOSES) < DEFAULT_DELTA < max(DEFAULT_DOSES)
 
 
 def test_the_commands_defaults_are_the_guards():
@@ -254,8 +272,8 @@ def test_the_commands_defaults_are_the_guards():
     ],
 )
 def test_the_commands_errors_are_one_message(folder, arguments, code, message):
-    library.save(random_directions(), "tiny")
-    library.save(random_directions(name="shipped", op="project"), "tiny")
+    library.save(push(), "tiny")
+    library.save(push(name="shipped", op="project"), "tiny")
     result = command(folder, *arguments)
     assert result.exit_code == code
     assert message in result.stderr
