@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.plan import Plan
+from mlxsteer.convert.shard_file import file_sha256
 
 from mlxsteer.files import atomic_path
 
@@ -27,7 +28,7 @@ FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Importance:
-    """Second moments by module path, `[cols]` or `[stack, cols]`, and the file's name."""
+    """Second moments by module path, `[cols]` or `[stack, cols]`, and what file they are from."""
 
     moments: dict[str, mx.array] = field(default_factory=dict)
     name: str = ""
@@ -71,7 +72,7 @@ def load_importance(path: Path, plan: Plan | None = None) -> Importance:
         )
     if plan is not None:
         _check(path, moments, plan)
-    return Importance(dict(moments), path.name)
+    return Importance(dict(moments), f"{path.name}, sha256 {file_sha256(path)[:16]}")
 
 
 def _check(path: Path, moments: dict[str, mx.array], plan: Plan) -> None:

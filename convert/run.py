@@ -49,7 +49,7 @@ def convert(
 ) -> Result:
     """Write `plan` into `out`. Raises ConvertError; what is done so far stays and is resumed."""
     importance = importance or Importance()
-    if _is_complete(out, plan):
+    if _is_complete(out, plan, importance):
         record = read_json(out / RECORD_NAME)
         result = Result(out, plan.nbytes, len(plan.shards), len(plan.shards), record["errors"])
     else:
@@ -127,12 +127,13 @@ def _release(source: Source, plan: Plan, index: int) -> None:
             source.release(name)
 
 
-def _is_complete(out: Path, plan: Plan) -> bool:
+def _is_complete(out: Path, plan: Plan, importance: Importance) -> bool:
     """`out` holds this very result already: nothing to do."""
     if not (out / RECORD_NAME).is_file() or (out / WORK_DIR).exists():
         return False
     record = read_json(out / RECORD_NAME)
-    same = record.get("fingerprint") == plan.fingerprint
+    made_of = (record.get("fingerprint"), record.get("importance") or "")
+    same = made_of == (plan.fingerprint, importance.name)
     sizes = {n: s["nbytes"] for n, s in record.get("shards", {}).items()}
     return same and all(
         (out / n).is_file() and (out / n).stat().st_size == s for n, s in sizes.items()

@@ -39,7 +39,11 @@ def list_text() -> str:
     lines += [
         "GB/token is what one decoded token reads of the weights: bandwidth / that = tokens/s at",
         "best. * needs a higher GPU limit: sudo sysctl iogpu.wired_limit_mb=<MB>.",
-        "Your own recipe: --recipe FILE.yaml (see the docs of mlxsteer.convert.recipe_file).",
+        "",
+        "Your own recipe: --recipe FILE.yaml; the first rule that matches decides, others are kept:",
+        "  rules:",
+        '    - {match: "*.switch_mlp.*", layers: [0-2, -1], bits: 3, group_size: 64}',
+        '    - {match: "*.switch_mlp.*", bits: 2, group_size: 64}',
     ]
     return "\n".join(lines)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from click.testing import CliRunner, Result
 from mlxsteer.convert.upload import upload
 
 from mlxsteer.cli import main
-from tests.convert.conftest import TINY
+from tests.convert.conftest import FIXTURES, TINY
 
 
 def typed(*words: object) -> Result:
@@ -107,6 +109,57 @@ def test_portable_is_added_to_a_finished_result(tmp_path: Path) -> None:
     assert typed(TINY, "--out", tmp_path / "out", "--portable").exit_code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (tmp_path / "out" / config["model_file"]).is_file()
+
+
+@pytest.mark.slow
+def test_a_portable_folder_gives_the_golden_logits_in_plain_mlx_lm(tmp_path: Path) -> None:
+    """In a process where importing mlxsteer fails."""
+    assert typed(TINY, "--out", tmp_path / "out", "--portable").exit_code == 0
+    script = f"""
+import sys
+sys.modules["mlxsteer"] = None
+from pathlib import Path
+import mlx.core as mx, numpy as np
+from mlx_lm.utils import load_model
+golden = np.load({str(FIXTURES / "tiny_fp8fp4.npz")!r})
+model, _ = load_model(Path({str(tmp_path / "out")!r}), trust_remote_code=True,
+                      model_config={{"activation_rounding": False}})
+model.set_dtype(mx.float32)
+print(abs(np.array(model(mx.array(golden["ids"][None]))[0]) - golden["logits"]).max())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert float(done.stdout or "nan") < 1e-4, done.stderr
+
+
+def test_importance_from_texts_to_a_smaller_model(
+    converted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(converted("lossless"), tmp_path / "model")
+    write_tokenizer(model)
+    texts, found = tmp_path / "texts.txt", tmp_path / "importance.safetensors"
+    texts.write_text("one two three\n\nfour five six seven eight")
+    words = ("importance", model, "--out", found, "--prompts", texts, "--json")
+    facts = json.loads(typed(*words).stdout)
+    assert (facts["tokens"], facts["texts"]) == (8, 2)
+    result = typed(model, "--out", tmp_path / "out", "--recipe", "q2", "--importance", found)
+    assert result.exit_code == 0
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
+        model / "tokenizer.json"
+    ).read_bytes()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Words by number: the smallest file that the tokenizers library reads."""
+    words = ["?", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
+        "decoder": None, "model": {"type": "WordLevel", "unk_token": "?",
+                                   "vocab": {w: i for i, w in enumerate(words)}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "?"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 class FakeHub:

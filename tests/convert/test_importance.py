@@ -115,6 +115,8 @@ def test_calibrated_q2_errs_less_where_it_counts(
     errors = run(TINY, tmp_path / "out", "q2", importance=importance).errors
     assert errors["experts"]["error"] < 0.85 * errors["experts"]["mlx_error"]
     assert "importance.safetensors" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ConvertError, match="already holds"):  # not the same thing: said, not done
+        run(TINY, tmp_path / "out", "q2")
 
 
 @pytest.mark.slow
