@@ -40,7 +40,7 @@ def list_text() -> str:
         "GB/token is what one decoded token reads of the weights: bandwidth / that = tokens/s at",
         "best. * needs a higher GPU limit: sudo sysctl iogpu.wired_limit_mb=<MB>.",
         "",
-        "Your own recipe: --recipe FILE.yaml; the first rule that matches decides, others are kept:",
+        "Your own recipe: --recipe FILE.yaml; the first rule that matches decides:",
         "  rules:",
         '    - {match: "*.switch_mlp.*", layers: [0-2, -1], bits: 3, group_size: 64}',
         '    - {match: "*.switch_mlp.*", bits: 2, group_size: 64}',
