@@ -184,6 +184,12 @@ class DeepseekV4Cache(_BaseCache):
             self.keys = mx.zeros((B, capacity, c), dtype)
             self.open_keys = OpenWindow.empty(B, m, c)
 
+    def fill(self, position: int, dtype: mx.Dtype) -> None:
+        """Stand at `position` with zeros for all that came before. For counting and timing."""
+        m = self.shape.ratio
+        self.positions = [position]
+        self._allocate(1, position // m if m else 0, dtype)
+
     def _grow(self, rows: int) -> None:
         self._widen(rows + max(MIN_GROWTH, rows // 8))
 

@@ -12,11 +12,19 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.cache import OpenWindow
 from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
 from mlxsteer.models.deepseek_v4.positions import Span, pick
 
 
+def _sample() -> tuple[Any, ...]:
+    slots = mx.random.normal((2, 3, 8, 2, 16), key=mx.random.key(11))
+    slots[:, 0, :4, 1] = -mx.inf  # no window before the first
+    return (slots,)
+
+
+@kernels.twin(kernels.pool, _sample)
 def pool(slots: mx.array) -> mx.array:
     """Gate-weighted sum over the slots of each window, per channel.
 
@@ -104,7 +112,9 @@ class Compressor(nn.Module):
         if previous is None:
             return slots
         c = self._c
-        a = mx.concatenate([previous[:, None], slots[:, :-1, ..., :c]], axis=1)
+        a = previous[:, None]
+        if slots.shape[1] > 1:
+            a = mx.concatenate([a, slots[:, :-1, ..., :c]], axis=1)
         return mx.concatenate([a, slots[..., c:]], axis=2)
 
     def _left_over(self, slots: mx.array, previous: mx.array, closed: list[int]) -> mx.array:

@@ -324,6 +324,38 @@ def round_e2m1(x: mx.array, dtype: mx.Dtype) -> mx.array:
     return launch(INDEX, [x], sizes, (x.size, 1, 1), [(x.shape, dtype)])[0]
 
 
+# The gate-weighted sum over the slots of a window, per channel.
+# slots [N, S, 2, c] float (kv, gate) -> rows [N, c]
+POOL = Body(
+    "pool_window",
+    ("slots",),
+    ("rows",),
+    """
+    uint i = thread_position_in_grid.x;
+    uint n = thread_position_in_grid.y;
+    float top = -INFINITY;
+    for (uint s = 0; s < SLOTS; ++s) {
+        top = metal::max(top, slots[((n * SLOTS + s) * 2 + 1) * WIDTH + i]);
+    }
+    float total = 0.0f;
+    float sum = 0.0f;
+    for (uint s = 0; s < SLOTS; ++s) {
+        float weight = metal::exp(slots[((n * SLOTS + s) * 2 + 1) * WIDTH + i] - top);
+        total += weight;
+        sum += weight * slots[(n * SLOTS + s) * 2 * WIDTH + i];
+    }
+    rows[n * WIDTH + i] = sum / total;
+""",
+)
+
+
+def pool(slots: mx.array) -> mx.array:
+    """`compressor.pool` in one launch. slots [B, N, S, 2, c] -> [B, N, c]."""
+    B, N, S, _, c = slots.shape
+    sizes = {"SLOTS": S, "WIDTH": c}
+    return launch(POOL, [slots], sizes, (c, B * N, 1), [((B, N, c), mx.float32)])[0]
+
+
 # -- selection ----------------------------------------------------------------------------------
 
 # The weighted sum over heads of relu(dots). dots [N, H, R] T; weights [N, H] -> scores [N, R]

@@ -51,10 +51,12 @@ class DecoderLayer(nn.Module):
         f = self.ffn(self.ffn_norm(x), ids)
         if self.taps is not None:
             f = self.taps.apply("ffn_out", f)
-        if self.taps is None:
-            return expand(f, X, post, C, X.dtype)
-        Y = expand(f, X, post, C)
-        return self.taps.apply("stream", self.taps.apply("residual", Y)).astype(X.dtype)
+        if self.taps is not None:
+            Y = expand(f, X, post, C)
+            edited = self.taps.apply("stream", self.taps.apply("residual", Y))
+            if edited is not Y:
+                return edited.astype(X.dtype)
+        return expand(f, X, post, C, X.dtype)  # idle taps leave no trace in the graph
 
 
 class Decoder(nn.Module):
