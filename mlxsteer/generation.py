@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, generate_step
+from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+from mlxsteer import batch
 from mlxsteer.errors import UsageError, near_matches
 from mlxsteer.plan import THINK, TOOL, Plan
 from mlxsteer.prompting import first_phase, within_context
@@ -21,7 +22,7 @@ from mlxsteer.rows import Row
 if TYPE_CHECKING:
     from mlxsteer.model import Model
 
-PREFILL_STEP = 2048
+PREFILL_STEP = batch.PREFILL_STEP
 PENALTY_WINDOW = 20  # tokens that a repetition penalty looks back on
 MAX_BATCH_ROWS = 128
 
@@ -191,53 +192,45 @@ def generate_batch(
     """
     if sampling.seed is not None:
         mx.random.seed(sampling.seed)
-    generator = BatchGenerator(
-        cast(Any, model.steered),
-        max_tokens=sampling.max_tokens,
-        stop_tokens=[[token] for token in model.tokenizer.eos_token_ids],
-        sampler=sampling.sampler(),
-        logits_processors=sampling.processors(),
-        completion_batch_size=MAX_BATCH_ROWS,
-        prefill_batch_size=MAX_BATCH_ROWS,
-        prefill_step_size=PREFILL_STEP,
-    )
-    try:
-        return _drain(model, generator, prompts, plans, sampling, on_tokens)
-    finally:
-        generator.close()
+    checked = [within_context(model, list(prompt)) for prompt in prompts]
+    rows = [
+        model.row(plan, len(prompt), first_phase(model, prompt))
+        for prompt, plan in zip(checked, plans, strict=True)
+    ]
+    if rows and not batch.can_batch(model.steered, rows[0]):
+        return _one_by_one(model, checked, plans, sampling, on_tokens)
+    limits = [_room(model, len(prompt), sampling.max_tokens) for prompt in checked]
+    ends = set(model.tokenizer.eos_token_ids)
+    found: list[batch.Decoded] = []
+    for start in range(0, len(rows), MAX_BATCH_ROWS):
+        part = slice(start, start + MAX_BATCH_ROWS)
+        found += batch.decode(
+            model.steered, checked[part], rows[part], limits[part], ends, sampling, on_tokens
+        )
+    return [_answer(model, row.tokens, row.finish_reason) for row in found]
 
 
-def _drain(
+def _one_by_one(
     model: Model,
-    generator: BatchGenerator,
     prompts: Sequence[Sequence[int]],
     plans: Sequence[Plan],
     sampling: Sampling,
     on_tokens: Callable[[int], None] | None,
 ) -> list[Answer]:
-    checked = [within_context(model, list(prompt)) for prompt in prompts]
-    caches = [
-        model.steered.new_cache(model.row(plan, len(prompt), first_phase(model, prompt)))
-        for prompt, plan in zip(checked, plans, strict=True)
-    ]
-    limits = [_room(model, len(prompt), sampling.max_tokens) for prompt in checked]
-    uids = generator.insert(checked, limits, caches=caches)
-    tokens: dict[int, list[int]] = {uid: [] for uid in uids}
-    reasons: dict[int, str] = {}
-    while responses := generator.next_generated():
-        finished = 0
-        for response in responses:
-            if response.finish_reason != "stop":
-                tokens[response.uid].append(response.token)
-            if response.finish_reason is not None:
-                reasons[response.uid] = response.finish_reason
-                finished += 1
-        if finished and on_tokens:
-            on_tokens(finished)
-    return [
-        Answer(tokens[uid], model.tokenizer.decode(tokens[uid]).strip(), reasons[uid])
-        for uid in uids
-    ]
+    """For models whose caches cannot hold several rows."""
+    answers = []
+    for prompt, plan in zip(prompts, plans, strict=True):
+        pieces = list(stream(model, prompt, plan, replace(sampling, seed=None)))
+        reason = pieces[-1].finish_reason or "length"
+        tokens = [piece.token for piece in pieces[:-1]]
+        answers.append(_answer(model, tokens, reason))
+        if on_tokens:
+            on_tokens(1)
+    return answers
+
+
+def _answer(model: Model, tokens: list[int], reason: str) -> Answer:
+    return Answer(tokens, model.tokenizer.decode(tokens).strip(), reason)
 
 
 def _room(model: Model, prompt_length: int, max_tokens: int) -> int:

@@ -106,11 +106,12 @@ def _score(
     sequences = [[*prompts[i], *answers[i]] for i in batch]
     longest = max(map(len, sequences))
     padded = mx.array([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
-    logits = model.network(padded[:, :-1]).astype(mx.float32)
-    chosen = mx.take_along_axis(logits, padded[:, 1:, None], axis=-1)[..., 0]
+    start = min(len(prompts[index]) for index in batch) - 1  # no earlier row is asked for
+    logits = model.network(padded[:, :-1])[:, start:].astype(mx.float32)
+    chosen = mx.take_along_axis(logits, padded[:, start + 1 :, None], axis=-1)[..., 0]
     scores = np.array(chosen - mx.logsumexp(logits, axis=-1))
     return {
-        index: scores[row, len(prompts[index]) - 1 : len(sequences[row]) - 1]
+        index: scores[row, len(prompts[index]) - 1 - start : len(sequences[row]) - 1 - start]
         for row, index in enumerate(batch)
     }
 
