@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from mlxsteer.cli import main
 from mlxsteer.vector import SteeringVector
-from tests.test_session import chat_folder, random_directions
+from tests.chat_models import chat_folder, random_directions
 
 CONTRAST_SET = """\
 description: Short against long.

@@ -22,7 +22,7 @@ from mlxsteer.errors import UsageError, VectorError
 from mlxsteer.model import Model
 from mlxsteer.trials import Arm
 from mlxsteer.vector import DEFAULT_DELTA, SteeringVector
-from tests.test_session import chat_folder
+from tests.chat_models import chat_folder
 from tests.tiny_models import HIDDEN
 
 Curve = Callable[[float], dict[str, float]]

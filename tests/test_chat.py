@@ -12,7 +12,7 @@ import mlxsteer
 from mlxsteer.cli import main
 from mlxsteer.model import Model
 from mlxsteer.prompting import render
-from tests.test_session import WORDS, chat_folder, random_directions
+from tests.chat_models import WORDS, chat_folder, random_directions
 
 TOKENS = 8
 

@@ -15,7 +15,7 @@ from mlxsteer.cli import COMMANDS, main
 from mlxsteer.model import Model
 from mlxsteer.models.hooks import Board
 from mlxsteer.sites import check_sites, strength_zero_is_identical
-from tests.test_session import chat_folder, random_directions
+from tests.chat_models import chat_folder, random_directions
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from mlxsteer.errors import ContrastError, ModelError, UsageError, VectorError
 from mlxsteer.extract import Options, extract, extract_positions, layers_for
 from mlxsteer.model import Model
 from mlxsteer.vector import SteeringVector
-from tests.test_session import chat_folder
+from tests.chat_models import chat_folder
 from tests.tiny_models import HIDDEN
 
 QUIET: dict[str, Any] = {"show_progress": False}

@@ -15,7 +15,7 @@ from mlxsteer import measure
 from mlxsteer.files import cache_dir
 from mlxsteer.measure import log_likelihoods, perplexity
 from mlxsteer.model import Model
-from tests.test_session import chat_folder
+from tests.chat_models import chat_folder
 
 
 @pytest.fixture(autouse=True)

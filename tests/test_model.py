@@ -19,7 +19,7 @@ from mlxsteer import library
 from mlxsteer.errors import ModelError, UsageError, VectorError
 from mlxsteer.grammar import Term
 from mlxsteer.model import Model
-from tests.test_session import chat_folder, random_directions
+from tests.chat_models import chat_folder, random_directions
 from tests.tiny_models import HIDDEN
 
 TOKENS = [5, 9, 13, 21, 34, 55]

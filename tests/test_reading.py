@@ -22,7 +22,7 @@ from mlxsteer import reading
 from mlxsteer.errors import ModelError
 from mlxsteer.model import Model
 from mlxsteer.reading import Group, Passage, group_by_prefix, read
-from tests.test_session import chat_folder
+from tests.chat_models import chat_folder
 
 LAYERS = (1, 2)
 

@@ -26,7 +26,7 @@ from mlxsteer.repl import Repl
 from mlxsteer.repl_input import completions, stop_on_interrupt
 from mlxsteer.repl_output import AnswerPrinter, Columns, harmless
 from mlxsteer.session import Session
-from tests.test_session import chat_folder, random_directions
+from tests.chat_models import chat_folder, random_directions
 
 COMMANDS = ["/steer", "/steers", "/save", "/load"]
 

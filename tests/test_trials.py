@@ -14,8 +14,8 @@ from mlxsteer.contrast import Metric
 from mlxsteer.model import Model
 from mlxsteer.plan import Plan
 from mlxsteer.trials import Arm
+from tests.chat_models import chat_folder, random_directions
 from tests.test_measure import alone
-from tests.test_session import chat_folder, random_directions
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6"]
 WORDS = Metric("words", direction="down")
