@@ -22,7 +22,7 @@ from mlxsteer.models.hooks import Run
 from mlxsteer.models.loading import Loaded, load_model_and_tokenizer, resolve_model
 from mlxsteer.models.stamp import model_stamp
 from mlxsteer.plan import ANSWER, ModelShape, Plan, build
-from mlxsteer.rows import Control, Markers, Row, RowCache
+from mlxsteer.rows import Control, Row, RowCache
 from mlxsteer.steered import SteeredModel
 from mlxsteer.vector import SteeringVector
 
@@ -73,8 +73,8 @@ class Model:
         self.why = why
         self.hooks = adapters.install(loaded.model)
         self.steered = SteeredModel(self.hooks)
-        self.markers = Markers.of(loaded.tokenizer)
         self.stamp = model_stamp(loaded.path, loaded.config, loaded.tokenizer, revision, label)
+        self.markers = prompting.markers(self)
         self.n_layers = self.hooks.n_layers
         self.d_model = int(self.stamp["d_model"])
 

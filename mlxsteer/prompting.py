@@ -6,10 +6,12 @@ Owns what is around a model's text: templates, thinking on or off, the context l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlxsteer.errors import ContextLengthError, ModelError, UsageError
 from mlxsteer.plan import ANSWER, THINK
+from mlxsteer.rows import Markers
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
@@ -36,11 +38,11 @@ def messages_of(conversation: str | Sequence[Mapping[str, Any]]) -> Messages:
 def render(model: Model, messages: Messages, *, thinking: bool = False) -> list[int]:
     """Token ids of `messages` and the opening of the answer. Raises ContextLengthError."""
     tokenizer = model.tokenizer
-    if model.stamp.get("architecture") == "deepseek_v4":
+    if is_v4(model):
         from mlxsteer.models.deepseek_v4 import chat_format
 
-        text = chat_format.render(messages, thinking=thinking)
-        tokens = list(tokenizer.encode(text, add_special_tokens=False))
+        release = "0731" if any(key.startswith("dspark_") for key in model.config) else "preview"
+        tokens = chat_format.encode(messages, tokenizer, thinking=thinking, release=release)
     elif getattr(tokenizer, "has_chat_template", False):
         options = {"enable_thinking": thinking} if tokenizer.has_thinking else {}
         tokens = list(
@@ -54,10 +56,34 @@ def render(model: Model, messages: Messages, *, thinking: bool = False) -> list[
     return within_context(model, tokens)
 
 
+def is_v4(model: Model) -> bool:
+    """Whether the model brings no template, but our own chat format."""
+    return model.stamp.get("architecture") == "deepseek_v4"
+
+
 def can_think(model: Model) -> bool:
     """Whether the model's template knows of thinking, on or off."""
-    own = model.stamp.get("architecture") == "deepseek_v4"
-    return own or bool(getattr(model.tokenizer, "has_thinking", False))
+    return is_v4(model) or bool(getattr(model.tokenizer, "has_thinking", False))
+
+
+def markers(model: Model) -> Markers:
+    """What opens and closes thoughts and tool calls in the model's output."""
+    found = Markers.of(model.tokenizer)
+    if not is_v4(model):
+        return found
+    from mlxsteer.models.deepseek_v4 import chat_format
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(model.tokenizer.encode(text, add_special_tokens=False))
+
+    return replace(
+        found,
+        think_start=tokens(chat_format.THINK),
+        think_end=tokens(chat_format.END_THINK),
+        # The brackets around merge with what comes next to them, so they are left out.
+        tool_start=tokens(chat_format.CALLS_OPEN.strip("<>").removesuffix("tool_calls")),
+        tool_end=tokens(chat_format.CALLS_CLOSE.removesuffix(">")),
+    )
 
 
 def within_context(model: Model, tokens: list[int]) -> list[int]:
