@@ -162,7 +162,8 @@ def _unknown_positions(positions: str) -> str:
 
 def _error(text: str, position: int, reason: str) -> UsageError:
     position = min(position, len(text))
+    marked = f"{text[:position]}⟨here⟩{text[position:]}"
     return UsageError(
-        f"Steering text, character {position + 1}: {reason}.\n  {text}\n  {' ' * position}^\n"
-        "Example: --steer 'terse:3, formal:-1@think'"
+        f"Steering text, character {position + 1}: {reason}. In: {marked}"
+        "  Example: --steer 'terse:3, formal:-1@think'"
     )

@@ -110,8 +110,7 @@ def test_an_unknown_command_names_near_ones() -> None:
 def test_malformed_steering_points_at_the_character(home: Path, text: str, says: str) -> None:
     """Before any model is loaded: the folder here does not exist."""
     result = chat(Path("nowhere"), "--steer", text, "-p", "w3")
-    # Beside the message: the text, a mark under the character, an example.
-    expect_error(result, 2, says, f"\n  {text}\n", "^", lines=4)
+    expect_error(result, 2, says, "⟨here⟩", "Example: --steer")
 
 
 def test_a_malformed_option_is_wrong_usage(folder: Path, home: Path) -> None:

@@ -88,9 +88,8 @@ def test_an_error_points_at_the_character(text: str, marked: str, says: str) -> 
     assert says in message
     position = text.rindex(marked) if marked else len(text)
     assert f"character {position + 1}:" in message
-    shown, caret = message.splitlines()[1:3]
-    assert shown[2:] == text
-    assert caret.index("^") - 2 == position
+    assert f"{text[:position]}⟨here⟩{text[position:]}" in message
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["", " ", 'a"b', " a"])
