@@ -59,11 +59,11 @@ def test_padded_prefill_of_a_batch_equals_single_runs(piece):
 def test_decode_of_rows_at_different_positions_equals_single_runs():
     built = model()
     cache, _ = prefilled_batch(LENGTHS, 64)
-    for step in range(20):
+    for step in range(10):
         ids = mx.concatenate([row_ids(b, n + step, 1) for b, n in enumerate(LENGTHS)])
         logits = built(ids, cache=cache)
         mx.eval(logits)
-        if step in (0, 3, 9, 19):
+        if step in (0, 3, 9):
             for b, n in enumerate(LENGTHS):
                 assert largest(logits[b, 0], single_logits(b, n + step + 1)[-1]) < EXACT
 
@@ -252,5 +252,5 @@ def test_a_step_writes_rows_in_place():
     cache = built.make_cache()
     run(built, token_ids(), [30], cache)
     shapes = [c.kv.shape for c in cache]
-    run(built, token_ids()[:, 30:], [1] * 40, cache)
+    run(built, token_ids()[:, 30:], [1] * 20, cache)
     assert [c.kv.shape for c in cache] == shapes

@@ -17,7 +17,7 @@ from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, WINDOW_ONLY, ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused
+from mlxsteer.models.deepseek_v4.fusing import Joined, counting
 from mlxsteer.models.deepseek_v4.indexer import Indexer
 from mlxsteer.models.deepseek_v4.positions import Span, pick
 from mlxsteer.models.deepseek_v4.rope import Rope, turn
@@ -57,27 +57,21 @@ def _mix(p: mx.array, rows: mx.array) -> mx.array:
 def attend(q: mx.array, parts: list[Rows], sink: mx.array) -> mx.array:
     """Softmax attention over all parts together, with a sink that takes weight and gives nothing.
 
-    q [B, H, t, d] float32, scaled; sink [H] -> [B, H, t, d] float32. The sink's share follows
-    from the log of the sum: `e^s / (sum + e^s) = sigmoid(s - log sum)`.
+    q [B, H, t, d] float32, scaled; sink [H] -> [B, H, t, d] float32.
     """
     rows = [part.rows.astype(mx.float32) for part in parts]
     scores = []
     for part, r in zip(parts, rows, strict=True):
         s = _dots(q, r)
         scores.append(s if part.mask is None else mx.where(part.mask[:, None], s, -mx.inf))
-    together = scores[0] if len(scores) == 1 else mx.concatenate(scores, axis=-1)
-    p = mx.softmax(together, axis=-1)
-    edges = [r.shape[-2] for r in rows]
-    shares = mx.split(p, [sum(edges[: i + 1]) for i in range(len(edges) - 1)], axis=-1)
-    out = _mix(shares[0], rows[0])
-    for share, r in zip(shares[1:], rows[1:], strict=True):
-        out = out + _mix(share, r)
-    return _less_sink(out, mx.logsumexp(together, axis=-1, keepdims=True), sink[:, None, None])
-
-
-@fused
-def _less_sink(out: mx.array, log_sum: mx.array, sink: mx.array) -> mx.array:
-    return out * mx.sigmoid(log_sum - sink)
+    sinks = mx.broadcast_to(sink[:, None, None], (*q.shape[:3], 1))
+    p = mx.softmax(mx.concatenate([*scores, sinks], axis=-1), axis=-1)
+    out, at = None, 0
+    for r in rows:
+        mixed = _mix(p[..., at : at + r.shape[-2]], r)
+        out, at = mixed if out is None else out + mixed, at + r.shape[-2]
+    assert out is not None
+    return out
 
 
 def band(t: int, W: int) -> mx.array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxsteer.models.deepseek_v4 import kernels
@@ -102,10 +103,27 @@ class SwitchMLP(nn.Module):
             y = multiply(self.down_proj, h, counting(N * k).reshape(N, k), experts, False)
             return y[..., 0, :]
         order = mx.argsort(experts.flatten())
+        if not mx.metal.is_available() and "scales" not in self.gate_proj:
+            return self._by_expert(x[order // k], experts)[mx.argsort(order)].reshape(N, k, -1)
         of = experts.flatten()[order]
         h = self._activated(x[order // k][:, None], None, of, True)
         y = multiply(self.down_proj, h, None, of, True)[:, 0]
         return y[mx.argsort(order)].reshape(N, k, -1)
+
+    def _by_expert(self, x: mx.array, experts: mx.array) -> mx.array:
+        """One product per expert, for CPUs, where a gathered product goes row by row.
+
+        x [N*k, D] in the order of experts. The counts are read back, which a CPU does not mind.
+        """
+        counts = np.bincount(np.array(experts).ravel(), minlength=len(self.gate_proj.weight))
+        ends = np.cumsum(counts)
+        out = []
+        for e in np.flatnonzero(counts).tolist():
+            tokens = x[ends[e] - counts[e] : ends[e]]
+            gate, up = (tokens @ p.weight[e].T for p in (self.gate_proj, self.up_proj))
+            h = clamped_swiglu(gate, up, self._limit, x.dtype)
+            out.append(h @ self.down_proj.weight[e].T)
+        return mx.concatenate(out)
 
     def _activated(
         self, x: mx.array, token: mx.array | None, experts: mx.array, in_order: bool

@@ -6,6 +6,7 @@ vector added to all four streams is carried unchanged through every later layer.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -17,12 +18,29 @@ from mlxsteer.models.deepseek_v4.fusing import fused
 
 
 def sinkhorn(C: mx.array, iterations: int, eps: float) -> mx.array:
-    """`C` [..., source, destination] with columns, rows, ..., columns normalised in turn."""
-    C = C / (C.sum(axis=-2, keepdims=True) + eps)
+    """`C` [..., source, destination] with columns, rows, ..., columns normalised in turn.
+
+    Sums come from products with matrices of 0 and 1: two operations per step, for any number
+    of tokens at once.
+    """
+    n = C.shape[-1]
+    rows, columns = _sums(n)
+    flat, epsilon = C.reshape(-1, n * n), mx.array(eps)
+    flat = flat / mx.addmm(epsilon, flat, columns)
     for _ in range(iterations - 1):
-        C = C / (C.sum(axis=-1, keepdims=True) + eps)
-        C = C / (C.sum(axis=-2, keepdims=True) + eps)
-    return C
+        flat = flat / mx.addmm(epsilon, flat, rows)
+        flat = flat / mx.addmm(epsilon, flat, columns)
+    return flat.reshape(C.shape)
+
+
+@lru_cache(maxsize=2)
+def _sums(n: int) -> tuple[mx.array, mx.array]:
+    """[n*n, n*n] matrices that put a row's, or a column's, sum in each of its places."""
+    index = mx.arange(n * n)
+    rows = (index[:, None] // n == index // n).astype(mx.float32)
+    columns = (index[:, None] % n == index % n).astype(mx.float32)
+    mx.eval(rows, columns)
+    return rows, columns
 
 
 def gates(

@@ -1,0 +1,157 @@
+"""DeepSeek-V4 here and in mlx-vlm, side by side: the same float32 weights, one process, on CPU.
+
+Prints tokens per second and, beside them, how far each one's logits are from a full forward
+pass. mlx-vlm is a folder of its unpacked wheel (its other requirements are not needed):
+
+    pip download --no-deps mlx-vlm==0.7.10 && unzip mlx_vlm*.whl -d mlx-vlm
+    python benchmarks/v4_side_by_side.py --mlx-vlm mlx-vlm
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import mlxsteer  # noqa: F401  (puts the fast BLAS in place before mlx is imported)
+
+# isort: split
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from mlxsteer.models.deepseek_v4 import Model, ModelArgs
+
+CONFIG: dict[str, Any] = {
+    "model_type": "deepseek_v4",
+    "vocab_size": 512,
+    "hidden_size": 512,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "q_lora_rank": 256,
+    "o_lora_rank": 128,
+    "o_groups": 4,
+    "index_n_heads": 16,
+    "index_head_dim": 128,
+    "index_topk": 128,
+    "sliding_window": 128,
+    "n_routed_experts": 32,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 6,
+    "num_hash_layers": 2,
+    "compress_ratios": [0, 0, 4, 128, 4, 128],
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "original_max_position_embeddings": 65536,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "rope_theta": 10000,
+    "compress_rope_theta": 160000,
+    "max_position_embeddings": 1048576,
+    "routed_scaling_factor": 1.5,
+    "swiglu_limit": 10.0,
+    "activation_rounding": False,  # mlx-vlm has none
+}
+
+
+def ours() -> Model:
+    """Random weights of a scale at which the logits mean something."""
+    model = Model(ModelArgs.from_dict(CONFIG))
+
+    def draw(path: str, p: mx.array) -> mx.array:
+        if path.endswith("tid2eid"):
+            return mx.random.randint(0, CONFIG["n_routed_experts"], p.shape)
+        if path.endswith("norm.weight"):
+            return mx.ones(p.shape)
+        return mx.random.normal(p.shape) * max(p.shape[-1], 16) ** -0.5
+
+    mx.random.seed(0)
+    model.update(tree_map_with_path(draw, model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def theirs(folder: Path, weights: list[tuple[str, mx.array]]) -> Any:
+    """mlx-vlm's language model, imported without the package's other parts."""
+    sys.path.insert(0, str(folder))
+    for name in ("mlx_vlm", "mlx_vlm.models", "mlx_vlm.models.deepseek_v4"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder / name.replace(".", "/"))]
+        sys.modules[name] = package
+    config = importlib.import_module("mlx_vlm.models.deepseek_v4.config")
+    language = importlib.import_module("mlx_vlm.models.deepseek_v4.language")
+    model = language.LanguageModel(config.ModelConfig.from_dict(CONFIG | {"index_block": 0}))
+    model.load_weights(weights, strict=True)
+    model.eval()
+    return model
+
+
+def logits_of(model: Any, ids: mx.array, cache: Any) -> mx.array:
+    out = model(ids, cache=cache)
+    return getattr(out, "logits", out)
+
+
+def prefill(model: Any, ids: mx.array) -> tuple[float, mx.array, Any]:
+    """Seconds, the last position's logits, and the cache."""
+    cache = model.make_cache()
+    begin = time.perf_counter()
+    last = logits_of(model, ids, cache)[:, -1]
+    mx.eval(last, [c.state for c in cache])
+    return time.perf_counter() - begin, last, cache
+
+
+def decode(model: Any, ids: mx.array, cache: Any, steps: int) -> tuple[float, mx.array]:
+    """Seconds per token over `steps` given tokens, and the last logits."""
+    begin = time.perf_counter()
+    for i in range(steps):
+        last = logits_of(model, ids[:, i : i + 1], cache)[:, -1]
+        mx.eval(last, [c.state for c in cache])
+    return (time.perf_counter() - begin) / steps, last
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mlx-vlm", type=Path, required=True, help="folder of the wheel")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    first = ours()
+    models = {
+        "mlxsteer": first,
+        "mlx-vlm": theirs(options.mlx_vlm, tree_flatten(first.parameters())),
+    }
+    print(f"{'':10}{'mode':>14}{'tokens/s':>10}{'ratio':>8}{'logits off by':>16}")
+    for T in (512, 2048):
+        ids = mx.random.randint(0, CONFIG["vocab_size"], (1, T + options.steps))
+        compare(models, ids, T, options.steps, options.repeats)
+
+
+def compare(models: dict[str, Any], ids: mx.array, T: int, steps: int, repeats: int) -> None:
+    """Print both modes of both models for a prompt of T tokens."""
+    truth = models["mlxsteer"](ids)[0]
+    speeds: dict[tuple[str, str], float] = {}
+
+    def run(model: Any, mode: str) -> tuple[float, mx.array]:
+        seconds, last, cache = prefill(model, ids[:, :T])
+        return (seconds / T, last) if mode == "prefill" else decode(model, ids[:, T:], cache, steps)
+
+    for mode, at in (("prefill", T - 1), ("decode", T + steps - 1)):
+        for name, model in models.items():
+            results = [run(model, mode) for _ in range(repeats)]
+            seconds, last = min(results, key=lambda result: result[0])
+            speeds[mode, name] = 1 / seconds
+            ratio = speeds[mode, "mlxsteer"] * seconds
+            off = mx.abs(last - truth[at]).max().item()
+            print(f"{name:10}{f'{mode} {T}':>14}{1 / seconds:10.1f}{ratio:8.2f}{off:16.1e}")
+
+
+if __name__ == "__main__":
+    main()
