@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.importance import smooth
 from mlxsteer.convert.progress import SILENT, Progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+
 from mlxsteer.convert.formats import MXFP4, MXFP8, Format, Piece, Stored
 from mlxsteer.convert.reader import Reader
 

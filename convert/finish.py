@@ -20,7 +20,6 @@ from mlxsteer.convert.formats import MXFP4, Format
 from mlxsteer.convert.journal import ShardRecord
 from mlxsteer.convert.plan import Plan
 from mlxsteer.convert.sources import RECORD_NAME, Source
-
 from mlxsteer.files import atomic_path, write_text
 
 ErrorTable = dict[str, dict[str, float]]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.plan import Plan
 from mlxsteer.convert.shard_file import file_sha256
-
 from mlxsteer.files import atomic_path
 
 # Modules that read the same input: it is measured and stored once. (The indexer is not even

@@ -17,7 +17,6 @@ from pathlib import Path
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.plan import Plan
 from mlxsteer.convert.shard_file import file_sha256
-
 from mlxsteer.files import write_text
 
 WORK_DIR = ".convert"

@@ -11,7 +11,6 @@ from mlxsteer.convert.hub import HubSource
 from mlxsteer.convert.journal import WORK_DIR
 from mlxsteer.convert.recipes import Recipe
 from mlxsteer.convert.sources import LocalSource, Source
-
 from mlxsteer.files import cache_dir
 
 ALIASES = {"v4-flash": real_model.REPO}

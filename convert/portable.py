@@ -13,7 +13,6 @@ from pathlib import Path
 
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.sources import read_json
-
 from mlxsteer.files import write_text
 
 MODEL_FILE = "deepseek_v4_mlx.py"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import lcm
 
 import numpy as np
+
 from mlxsteer.convert.decode import decode, expand_scales
 from mlxsteer.convert.formats import Format, Piece
 from mlxsteer.convert.headers import TensorEntry

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
 from mlxsteer.convert.formats import Format
 
 CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.5)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.headers import TensorEntry
 

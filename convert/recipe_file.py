@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.formats import Format
 from mlxsteer.convert.recipes import KEEP, Recipe, Rule, named_recipe

@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from mlxsteer.convert.errors import ConvertError, some
 from mlxsteer.convert.formats import MXFP4, Format
 from mlxsteer.convert.layout import Matrix, Unit
-
 from mlxsteer.errors import UsageError, near_matches
 
 KEEP = "keep"

@@ -22,7 +22,6 @@ from mlxsteer.convert.reader import Reader
 from mlxsteer.convert.shard_file import check_written, file_sha256, write_shard
 from mlxsteer.convert.sources import RECORD_NAME, Source, read_json
 from mlxsteer.convert.space import check_space, disk_need
-
 from mlxsteer.files import atomic_path
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.formats import OutputTensor
 

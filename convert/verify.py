@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
 from mlxsteer.convert.decode import decode
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.formats import Format, Piece

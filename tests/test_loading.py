@@ -425,6 +425,15 @@ def test_v4_folder_loads_through_our_own_module(folder, name):
     np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4)
 
 
+def test_a_portable_v4_folder_loads_in_our_module_and_its_code_is_never_run(folder):
+    for file in (V4_FIXTURES / "tiny_fp32").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    (folder / "portable.py").write_text("raise SystemExit('run')")
+    edit_json(folder / "config.json", model_file="portable.py")
+    loaded = load_model_and_tokenizer(folder, dtype="float32", activation_rounding=False)
+    assert type(loaded.model).__module__.startswith("mlxsteer.models.deepseek_v4")
+
+
 # Stamps
 
 

@@ -18,6 +18,7 @@ from mlxsteer.errors import ModelError
 WEIGHTS = "model*.safetensors"  # what mlx-lm reads
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+OWN_ARCHITECTURES = {"deepseek_v4": "mlxsteer.models.deepseek_v4"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "*.tiktoken", "vocab.*")
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -103,7 +104,9 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_code(path: Path, config: dict[str, Any]) -> None:
     """ModelError when the folder's configs ask for Python code of their own to be run."""
-    asked = [f"{key} in config.json" for key in ("auto_map", "model_file") if config.get(key)]
+    # Where the module is ours, a file that makes the folder load elsewhere is never looked at.
+    keys = () if config["model_type"] in OWN_ARCHITECTURES else ("auto_map", "model_file")
+    asked = [f"{key} in config.json" for key in keys if config.get(key)]
     for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
         if (file := path / name).is_file():
             other = read_json(file)

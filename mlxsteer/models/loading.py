@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlxsteer.errors import MlxsteerError, ModelError, near_matches
 from mlxsteer.files import cache_dir, home_dir
 from mlxsteer.models import demo, memory
-from mlxsteer.models.folder import Folder, check_folder, read_config
+from mlxsteer.models.folder import OWN_ARCHITECTURES, Folder, check_folder, read_config
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -31,7 +31,6 @@ ALIASES = (DEMO, V4_FLASH)
 V4_FLASH_FOLDERS = "DeepSeek-V4-Flash*"
 REPO_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 DTYPES = ("float32", "float16", "bfloat16")
-OWN_ARCHITECTURES = {"deepseek_v4": "mlxsteer.models.deepseek_v4"}
 
 
 @dataclass(frozen=True)
@@ -275,6 +274,9 @@ def _load_weights(
     def get_classes(config: dict[str, Any]) -> tuple[type, type]:
         return classes
 
+    # Code that a folder brings for other programs is never run: `check_folder` let it pass only
+    # where the architecture is ours.
+    overrides = {**overrides, "model_file": None}
     # Lazy: parameters are read as they are cast, so both copies never exist at once.
     return _explained(
         folder.path,

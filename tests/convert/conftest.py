@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mlxsteer.convert.plan import make_plan
 from mlxsteer.convert.recipe_file import load_recipe
 from mlxsteer.convert.recipes import Recipe

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mlxsteer.convert.layout import model_layout, mtp_layout
 from mlxsteer.convert.real_model import CONFIG, official_tensors
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mlxsteer.convert import space
 from mlxsteer.convert.checkpoint import safe_name
 from mlxsteer.convert.errors import ConvertError
-
 from tests.convert.conftest import run
 
 WEIGHTS = "model.safetensors"

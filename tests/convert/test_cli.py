@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from mlxsteer.convert.upload import upload
 
 from mlxsteer.cli import main
+from mlxsteer.convert.upload import upload
 from tests.convert.conftest import FIXTURES, TINY
 
 

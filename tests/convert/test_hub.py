@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from mlxsteer.convert import hub as hub_module
 from mlxsteer.convert import space
 from mlxsteer.convert.errors import ConvertError
@@ -15,7 +16,6 @@ from mlxsteer.convert.plan import make_plan
 from mlxsteer.convert.progress import SILENT
 from mlxsteer.convert.recipes import RECIPES
 from mlxsteer.convert.run import Result, convert
-
 from tests.convert import synthetic
 from tests.convert.conftest import run
 from tests.convert.stand_in import COMMIT, StandIn, serve

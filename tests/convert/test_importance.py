@@ -8,14 +8,14 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+
+from benchmarks import convert_importance
 from mlxsteer.convert.collect import collect, read_texts, route
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.importance import Importance, load_importance, save_importance, smooth
 from mlxsteer.convert.plan import make_plan
 from mlxsteer.convert.recipes import RECIPES
 from mlxsteer.convert.sources import LocalSource
-
-from benchmarks import convert_importance
 from tests.convert import reference
 from tests.convert.conftest import FIXTURES, TINY, run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxsteer.convert.layout import Matrix, model_layout
 
+from mlxsteer.convert.layout import Matrix, model_layout
 from tests.convert import reference
 from tests.convert.conftest import FIXTURES, TINY, run
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from mlxsteer.convert.formats import MXFP4, MXFP8, Format
 from mlxsteer.convert.quantise import Quantised, pack, quantise
-
 from tests.convert import reference
 
 AFFINE = [Format("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.formats import Format
 from mlxsteer.convert.layout import model_layout
@@ -12,7 +13,6 @@ from mlxsteer.convert.plan import make_plan
 from mlxsteer.convert.real_model import CONFIG, official_checkpoint
 from mlxsteer.convert.recipe_file import load_recipe, parse_recipe
 from mlxsteer.convert.recipes import KEEP, RECIPES, Recipe, Rule, check_recipe
-
 from mlxsteer.errors import UsageError
 from tests.convert import synthetic
 

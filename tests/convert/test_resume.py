@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mlxsteer.convert import run as runner
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.journal import WORK_DIR, locked
-
 from tests.convert import synthetic
 from tests.convert.conftest import run
 

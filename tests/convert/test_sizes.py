@@ -6,13 +6,13 @@ from collections import Counter
 from functools import cache
 
 import pytest
+
 from mlxsteer.convert.formats import Format
 from mlxsteer.convert.headers import tensor_bytes
 from mlxsteer.convert.plan import make_plan
 from mlxsteer.convert.real_model import real_checkpoint
 from mlxsteer.convert.recipes import EXPERTS, RECIPES, Recipe, Rule
 from mlxsteer.convert.sizes import GIB, Sizes, mac_for, sizes
-
 from tests.fixtures.convert.inventory import inv
 
 CHECKPOINT = real_checkpoint()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.formats import Format
 from mlxsteer.convert.layout import model_layout
 from mlxsteer.convert.recipes import EXPERTS, Recipe, Rule
-
 from tests.convert import reference, synthetic
 from tests.convert.conftest import TINY, run
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mlxsteer.convert.sources import LocalSource
 from mlxsteer.convert.verify import verify
-
 from tests.convert.conftest import TINY
 
 
