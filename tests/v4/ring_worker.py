@@ -11,9 +11,10 @@ from mlx.utils import tree_flatten
 from tests.v4 import tiny
 
 
-def main(kind: str, out: str) -> None:
-    group = mx.distributed.init(strict=True, backend="ring")
-    built, z = tiny.model(), tiny.golden("tiny_fp32")
+def split_run(kind: str, group: mx.distributed.Group) -> dict[str, np.ndarray]:
+    """Logits, steered logits and parameter bytes of this process's part of the model."""
+    z = tiny.golden("tiny_fp32")
+    built = tiny.loaded(tiny.config("tiny_fp32"), tiny.weights())
     if kind == "heads":
         built.shard(group)
     else:
@@ -25,7 +26,13 @@ def main(kind: str, out: str) -> None:
     built.layers[int(z["steer_layer"])].taps = tiny.FakeTaps(residual=lambda X: X + v)
     steered = tiny.run(built, ids, pieces)
     mine = sum(p.nbytes for _, p in tree_flatten(built.parameters()))
-    np.savez(f"{out}.{group.rank()}.npz", logits=logits, steered=steered, nbytes=mine)
+    return {f"{kind}_logits": logits, f"{kind}_steered": steered, f"{kind}_nbytes": mine}
+
+
+def main(out: str) -> None:
+    group = mx.distributed.init(strict=True, backend="ring")
+    got = split_run("heads", group) | split_run("layers", group)
+    np.savez(f"{out}.{group.rank()}.npz", **got)
 
 
 if __name__ == "__main__":

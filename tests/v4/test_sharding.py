@@ -29,12 +29,12 @@ def free_ports(n: int) -> list[int]:
     return ports
 
 
-def ring(kind: str, folder: Path) -> list:
+def ring(folder: Path) -> list:
     """What each of two processes wrote."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     env = os.environ | {"MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.v4.ring_worker", kind, str(folder / "out")]
+    command = [sys.executable, "-m", "tests.v4.ring_worker", str(folder / "out")]
     root = Path(__file__).parents[2]
     workers = [
         subprocess.Popen(
@@ -52,15 +52,21 @@ def ring(kind: str, folder: Path) -> list:
     return [np.load(folder / f"out.{r}.npz") for r in range(2)]
 
 
-@pytest.mark.skipif(not mx.distributed.is_available("ring"), reason="no ring backend")
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    if not mx.distributed.is_available("ring"):
+        pytest.skip("no ring backend")
+    return ring(tmp_path_factory.mktemp("ring"))
+
+
 @pytest.mark.parametrize("kind", ["heads", "layers"])
-def test_a_ring_of_two_processes_equals_one(kind, tmp_path):
+def test_a_ring_of_two_processes_equals_one(kind, parts):
     z = golden("tiny_fp32")
     whole = sum(p.nbytes for _, p in tree_flatten(model().parameters()))
-    for part in ring(kind, tmp_path):
-        assert largest(part["logits"], z["logits"][:130]) < EXACT
-        assert largest(part["steered"], z["logits_steered"][:130]) < EXACT
-        assert part["nbytes"] < 0.8 * whole
+    for part in parts:
+        assert largest(part[f"{kind}_logits"], z["logits"][:130]) < EXACT
+        assert largest(part[f"{kind}_steered"], z["logits_steered"][:130]) < EXACT
+        assert part[f"{kind}_nbytes"] < 0.8 * whole
 
 
 class Processes:
