@@ -11,36 +11,44 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import fused
+from mlxsteer.models.deepseek_v4.fusing import Switch, fused
 
 
 def sinkhorn(C: mx.array, iterations: int, eps: float) -> mx.array:
     """`C` [..., source, destination] with columns, rows, ..., columns normalised in turn.
 
-    Sums come from products with matrices of 0 and 1: two operations per step, for any number
-    of tokens at once.
+    Sums come from products with a constant matrix, and eps from a column of ones: two
+    operations per step, for any number of tokens at once.
     """
     n = C.shape[-1]
-    rows, columns = _sums(n)
-    flat, epsilon = C.reshape(-1, n * n), mx.array(eps)
-    flat = flat / mx.addmm(epsilon, flat, columns)
+    rows, columns = _sums(n, eps)
+    flat = C.reshape(-1, n * n)
+    flat = mx.concatenate([flat, mx.ones((flat.shape[0], 1))], axis=-1)
+    flat = flat / (flat @ columns)
     for _ in range(iterations - 1):
-        flat = flat / mx.addmm(epsilon, flat, rows)
-        flat = flat / mx.addmm(epsilon, flat, columns)
-    return flat.reshape(C.shape)
+        flat = flat / (flat @ rows)
+        flat = flat / (flat @ columns)
+    return flat[:, :-1].reshape(C.shape)
 
 
-@lru_cache(maxsize=2)
-def _sums(n: int) -> tuple[mx.array, mx.array]:
-    """[n*n, n*n] matrices that put a row's, or a column's, sum in each of its places."""
-    index = mx.arange(n * n)
-    rows = (index[:, None] // n == index // n).astype(mx.float32)
-    columns = (index[:, None] % n == index % n).astype(mx.float32)
-    mx.eval(rows, columns)
-    return rows, columns
+@lru_cache(maxsize=4)
+def _sums(n: int, eps: float) -> tuple[mx.array, mx.array]:
+    """[n*n+1, n*n+1] matrices: a row's (a column's) sum plus eps in each of its places.
+
+    The last place holds 1 and keeps it.
+    """
+    index = np.arange(n * n)
+    found = []
+    for group in (index // n, index % n):
+        sums = np.zeros((n * n + 1, n * n + 1), np.float32)
+        sums[:-1, :-1] = group[:, None] == group
+        sums[-1, :-1], sums[-1, -1] = eps, 1
+        found.append(mx.array(sums))
+    return found[0], found[1]
 
 
 def gates(
@@ -70,9 +78,10 @@ def expand(
 ) -> mx.array:
     """hc_post: `Y_k = post_k out + sum_j C[j,k] X_j`. out [B, T, D] -> [B, T, n, D].
 
-    The sum is float32, cast to `dtype` at the end. Many tokens go through a matrix product.
+    The sum is float32, cast to `dtype` at the end. One token is one group where groups are
+    compiled; otherwise a matrix product.
     """
-    if X.shape[1] == 1:
+    if X.shape[1] == 1 and Switch.compiling:
         sources = [a for j in range(X.shape[2]) for a in (C[:, :, j], X[:, :, j : j + 1])]
         return _expand_step(dtype, out, post, *sources)
     written = post[..., None] * out.astype(mx.float32)[..., None, :]
