@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxsteer.errors import ContrastError, near_matches
+from mlxsteer.grammar import POSITIONS
 
 # How a wording meets a question, and where the result is read. An instruction shows at the
 # last prompt token; language, capitals and topics show only over texts or answers.
@@ -107,15 +108,18 @@ class Metric:
 class ExtractDefaults:
     """Where a trait is read and written unless the caller says otherwise.
 
-    `band` is a pair of fractions of depth; None leaves the choice to the extractor.
+    `band` is a pair of fractions of depth; None leaves the choice to the extractor. `acts_on` is
+    which positions the vector steers by default.
     """
 
     position: str = "last_prompt"
     band: tuple[float, float] | None = None
     norm_preserving: bool = False
+    acts_on: str = "answer"
 
     def __post_init__(self) -> None:
         one_of(self.position, set(COMBINES.values()), ("extract", "position"), "reading position")
+        one_of(self.acts_on, POSITIONS, ("extract", "acts_on"), "steered positions")
         if self.band is not None and not 0 <= self.band[0] < self.band[1] <= 1:
             raise Fault(
                 ("extract", "band"),

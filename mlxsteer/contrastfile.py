@@ -291,7 +291,7 @@ def _metric(data: Mapping[str, Any]) -> Metric:
 def _extract(data: Mapping[str, Any], combine: str) -> ExtractDefaults:
     if "extract" not in data:
         return ExtractDefaults(position=COMBINES[combine])
-    value = _mapping(data, "extract", ("position", "band", "norm_preserving"))
+    value = _mapping(data, "extract", ("position", "band", "norm_preserving", "acts_on"))
     position = _text(value, "position", ("extract",)) if "position" in value else COMBINES[combine]
     band = value.get("band")
     if band is not None and not (
@@ -308,4 +308,6 @@ def _extract(data: Mapping[str, Any], combine: str) -> ExtractDefaults:
             ("extract", "norm_preserving"),
             f"norm_preserving must be true or false, found {_shown(norm_preserving)}.",
         )
-    return ExtractDefaults(position, (band[0], band[1]) if band else None, norm_preserving)
+    acts_on = _text(value, "acts_on", ("extract",)) if "acts_on" in value else "answer"
+    span = (band[0], band[1]) if band else None
+    return ExtractDefaults(position, span, norm_preserving, acts_on)

@@ -301,6 +301,7 @@ def _vector(
         layer_share=share,
         control_mean=control,
         norm_preserving=_norm_preserving(contrast, options),
+        positions=contrast.extract.acts_on,
         model={key: value for key, value in model.stamp.items() if key not in _SHAPE},
         about=_about(contrast, options, position, readings, reports, n_pairs),
     )

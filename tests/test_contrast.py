@@ -435,3 +435,10 @@ def test_a_set_built_in_python_is_checked_too() -> None:
 
 def test_metric_names_are_closed_and_used() -> None:
     assert {shipped(name).metric.name for name in SHIPPED} <= set(METRICS)
+
+
+def test_a_set_says_where_its_vector_acts() -> None:
+    assert ContrastSet.load("golden-gate").extract.acts_on == "all"
+    assert ContrastSet.load("terse").extract.acts_on == "answer"
+    with pytest.raises(ContrastError, match="Did you mean 'answer'"):
+        ExtractDefaults(acts_on="anser")

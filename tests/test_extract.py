@@ -176,11 +176,12 @@ def test_every_site_and_op_gives_a_vector_that_steers(tiny, site, op):
 
 
 def test_the_vector_says_where_it_comes_from(tiny, tmp_path):
-    contrast = instructions(extract={"norm_preserving": True})
+    contrast = instructions(extract={"norm_preserving": True, "acts_on": "all"})
     vector = extract(tiny, contrast, name="brief", pairs=5, method="pca", **QUIET)
     read_back = SteeringVector.load(vector.save(tmp_path / "v.safetensors"))
     assert read_back.name == "brief"
     assert read_back.norm_preserving
+    assert read_back.positions == "all"
     assert read_back.model["weights_fingerprint"] == tiny.stamp["weights_fingerprint"]
     about = read_back.about
     assert about["dataset_sha256"] == contrast.digest()
