@@ -22,6 +22,7 @@ from mlxsteer.models.hooks import Run
 from mlxsteer.models.loading import Loaded, load_model_and_tokenizer, resolve_model
 from mlxsteer.models.stamp import model_stamp
 from mlxsteer.plan import ANSWER, ModelShape, Plan, build
+from mlxsteer.prompting import Thinking
 from mlxsteer.rows import Control, Row, RowCache
 from mlxsteer.steered import SteeredModel
 from mlxsteer.vector import SteeringVector
@@ -209,8 +210,11 @@ class Model:
 
     # --- text --------------------------------------------------------------------------------
 
-    def render(self, conversation: Conversation, *, thinking: bool = False) -> list[int]:
-        """Token ids of a prompt: a question, or messages, through the chat template."""
+    def render(self, conversation: Conversation, *, thinking: Thinking = False) -> list[int]:
+        """Token ids of a prompt: a question, or messages, through the chat template.
+
+        thinking: False, True, or "max" (DeepSeek-V4's greatest effort).
+        """
         return prompting.render(self, prompting.messages_of(conversation), thinking=thinking)
 
     def stream(
@@ -218,7 +222,7 @@ class Model:
         conversation: Conversation,
         steer: Steer = None,
         *,
-        thinking: bool = False,
+        thinking: Thinking = False,
         sampling: Sampling | None = None,
         **options: Any,
     ) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlxsteer.errors import ContextLengthError, ModelError, UsageError
 from mlxsteer.plan import ANSWER, THINK
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mlxsteer.model import Model
 
 Messages = list[dict[str, Any]]
+# Off, on, or on with the model's own request for the greatest effort (DeepSeek-V4).
+Thinking = bool | Literal["max"]
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -35,16 +37,19 @@ def messages_of(conversation: str | Sequence[Mapping[str, Any]]) -> Messages:
     return messages
 
 
-def render(model: Model, messages: Messages, *, thinking: bool = False) -> list[int]:
+def render(model: Model, messages: Messages, *, thinking: Thinking = False) -> list[int]:
     """Token ids of `messages` and the opening of the answer. Raises ContextLengthError."""
     tokenizer = model.tokenizer
     if is_v4(model):
         from mlxsteer.models.deepseek_v4 import chat_format
 
         release = "0731" if any(key.startswith("dspark_") for key in model.config) else "preview"
-        tokens = chat_format.encode(messages, tokenizer, thinking=thinking, release=release)
+        effort = "max" if thinking == "max" else None
+        tokens = chat_format.encode(
+            messages, tokenizer, thinking=bool(thinking), effort=effort, release=release
+        )
     elif getattr(tokenizer, "has_chat_template", False):
-        options = {"enable_thinking": thinking} if tokenizer.has_thinking else {}
+        options = {"enable_thinking": bool(thinking)} if tokenizer.has_thinking else {}
         tokens = list(
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
         )
@@ -61,9 +66,11 @@ def is_v4(model: Model) -> bool:
     return model.stamp.get("architecture") == "deepseek_v4"
 
 
-def can_think(model: Model) -> bool:
-    """Whether the model's template knows of thinking, on or off."""
-    return is_v4(model) or bool(getattr(model.tokenizer, "has_thinking", False))
+def can_think(model: Model, thinking: Thinking = True) -> bool:
+    """Whether the model's template knows of thinking so."""
+    if thinking == "max":
+        return is_v4(model)
+    return not thinking or is_v4(model) or bool(getattr(model.tokenizer, "has_thinking", False))
 
 
 def markers(model: Model) -> Markers:

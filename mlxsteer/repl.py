@@ -16,6 +16,7 @@ from pathlib import Path
 from mlxsteer import library
 from mlxsteer.errors import MlxsteerError, UsageError, near_matches
 from mlxsteer.generation import Piece
+from mlxsteer.prompting import Thinking
 from mlxsteer.repl_input import Keyboard, completions, stop_on_interrupt
 from mlxsteer.repl_output import (
     AnswerPrinter,
@@ -34,7 +35,7 @@ HELP = """\
 /steer off         the unsteered model
 /steers            the vectors for this model, and how far each can go
 /compare           switch: each answer beside the unsteered one
-/think /nothink    let the model think first, or not
+/think /nothink    let the model think first, or not; /think-max asks for its greatest effort
 /system TEXT       set the system prompt; /system off removes it
 /reset             forget the conversation, keep the settings
 /save FILE         keep the chat; /load FILE goes on with one
@@ -63,6 +64,7 @@ class Repl:
             "/steers": self._steers,
             "/compare": self._compare,
             "/think": partial(self._think, True),
+            "/think-max": partial(self._think, "max"),
             "/nothink": partial(self._think, False),
             "/system": self._system,
             "/reset": self._reset,
@@ -219,9 +221,9 @@ class Repl:
         self.compare = not self.compare
         note(f"Compare: {'on' if self.compare else 'off'}")
 
-    def _think(self, on: bool, rest: str) -> None:
-        self.session.think(on)
-        note(f"Thinking: {'on' if on else 'off'}")
+    def _think(self, thinking: Thinking, rest: str) -> None:
+        self.session.think(thinking)
+        note(f"Thinking: {'maximum' if thinking == 'max' else 'on' if thinking else 'off'}")
 
     def _system(self, text: str) -> None:
         if text:

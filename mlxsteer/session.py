@@ -23,7 +23,7 @@ from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.files import write_text
 from mlxsteer.generation import PREFILL_STEP, Piece, Sampling, stream
 from mlxsteer.plan import PROMPT, Plan, build
-from mlxsteer.prompting import Messages, can_think, messages_of, render
+from mlxsteer.prompting import Messages, Thinking, can_think, messages_of, render
 from mlxsteer.rows import Row
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ class Session:
         *,
         steer: Steer = None,
         system: str | None = None,
-        thinking: bool = False,
+        thinking: Thinking = False,
         sampling: Sampling | None = None,
         force: bool = False,
     ) -> None:
         self.model = model
         self.sampling = sampling or Sampling()
-        self.thinking = False
+        self.thinking: Thinking = False
         self.think(thinking)
         self.force = force
         self.system = system
@@ -111,11 +111,12 @@ class Session:
         self.plan = self.model.plan(steer, force=self.force)
         return self.plan
 
-    def think(self, on: bool) -> None:
+    def think(self, thinking: Thinking) -> None:
         """Let the model think before it answers, or not. UsageError when it cannot."""
-        if on and not can_think(self.model):
-            raise UsageError(f"{self.model.label} has no thinking mode. Leave thinking off.")
-        self.thinking = on
+        if not can_think(self.model, thinking):
+            mode = "maximum effort" if thinking == "max" else "thinking mode"
+            raise UsageError(f"{self.model.label} has no {mode}. Leave it off.")
+        self.thinking = thinking
 
     def reset(self) -> None:
         """Forget the conversation; keep the settings."""
@@ -270,7 +271,8 @@ class Session:
             raise _not_a_chat(path, str(error)) from None
         self.plan = self.model.plan(facts["steer"], force=self.force)
         self.system = facts["system"]
-        self.thinking = facts["thinking"] and can_think(self.model)
+        thinking = facts["thinking"]
+        self.thinking = thinking if can_think(self.model, thinking) else False
         self.messages, self.sampling, self._prefixes = messages, sampling, []
         if facts["model"] == self.model.label:
             return list(self.plan.warnings)
@@ -290,7 +292,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "steer": str,
     "system": (str, type(None)),
-    "thinking": bool,
+    "thinking": (bool, str),
     "sampling": dict,
     "messages": list,
 }
@@ -311,6 +313,8 @@ def read_chat(path: Path) -> dict[str, Any]:
     for key, kind in _KINDS.items():
         if key not in facts or not isinstance(facts[key], kind):
             raise _not_a_chat(path, f"{key!r} is missing or of the wrong kind")
+    if facts["thinking"] not in (True, False, "max"):
+        raise _not_a_chat(path, f"thinking is {facts['thinking']!r}")
     if not all(isinstance(message, dict) for message in facts["messages"]):
         raise _not_a_chat(path, "its messages are no messages")
     return facts

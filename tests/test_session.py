@@ -146,8 +146,8 @@ def test_caches_that_cannot_be_trimmed_are_right_too(
 
 
 @pytest.mark.parametrize("steer", [None, "push:3r", "push:3r@all"])
-@pytest.mark.parametrize("thinking", [False, True])
-def test_v4_chats_are_right_too(tmp_path: Path, steer: str | None, thinking: bool) -> None:
+@pytest.mark.parametrize("thinking", [False, True, "max"])
+def test_v4_chats_are_right_too(tmp_path: Path, steer: str | None, thinking: bool | str) -> None:
     """Its cache compresses windows of tokens and can only go forward."""
     folder = random_models.write(tmp_path, "narrow", seed=0)
     vocabulary = random_models.config("narrow")["vocab_size"]
@@ -434,3 +434,8 @@ def test_an_unknown_vector_leaves_the_steering(model: Model) -> None:
     with pytest.raises(VectorError, match="Did you mean 'push'"):
         session.steer("pusj:3")
     assert str(session.plan) == "push:1r"
+
+
+def test_the_greatest_effort_is_asked_for_where_the_model_knows_it(model: Model) -> None:
+    with pytest.raises(UsageError, match="no maximum effort"):
+        Session(model, thinking="max")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Say what is added where, on stderr.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--think/--no-think", default=False, help="Let the model think first, if it can.")
+@click.option("--think-max", is_flag=True, help="Think with the greatest effort (DeepSeek-V4).")
 @click.option(
     "--save",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -90,6 +91,7 @@ def _open_session(
     load: Path | None,
     system: str | None,
     think: bool,
+    think_max: bool,
     explain: bool,
     dtype: str | None,
     force: bool,
@@ -114,8 +116,8 @@ def _open_session(
         session.sampling = replace(session.sampling, **typed)
     if system is not None:
         session.system = system
-    if load is None or _was_typed("think"):
-        session.think(think)
+    if load is None or think_max or _was_typed("think"):
+        session.think("max" if think_max else think)
     if load is None or steer:
         session.steer(list(steer))
     _say_steering(session.plan, explain)
