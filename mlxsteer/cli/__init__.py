@@ -25,6 +25,7 @@ COMMANDS = {
     "vectors": "List, show, import, export, combine and share vectors.",
     "models": "List the models at hand; fetch one.",
     "convert": "Convert official DeepSeek-V4-Flash weights to MLX.",
+    "bench": "Count what DeepSeek-V4-Flash costs per decoded token.",
     "doctor": "Check the installation and whether a model's sites respond.",
     "demo": "One question answered plainly, tersely and verbosely.",
 }
