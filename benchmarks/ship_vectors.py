@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="contrast sets (default: all)")
     parser.add_argument("--table", action="store_true", help="measure shipped vectors anew")
     parser.add_argument("--stored", action="store_true", help="print the stored dose tables")
+    parser.add_argument("--strengths", help="instead of the usual ones, e.g. 0,5,6")
     parser.add_argument("--keep-failing", action="store_true", help="write those that fail, too")
     arguments = parser.parse_args()
     shipped = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
@@ -46,11 +47,14 @@ def main() -> None:
         for name in arguments.names or shipped:
             show_stored(SteeringVector.load(FOLDER / f"{name}.safetensors"))
         return
+    strengths = STRENGTHS
+    if arguments.strengths:
+        strengths = tuple(float(part) for part in arguments.strengths.split(","))
     model = mlxsteer.load("demo")
     for name in arguments.names or (shipped if arguments.table else available()):
         if arguments.table:
             vector = SteeringVector.load(FOLDER / f"{name}.safetensors")
-            show(vector, dose_table(model, vector))
+            show(vector, dose_table(model, vector, strengths))
         else:
             ship(model, name, keep_failing=arguments.keep_failing)
 
@@ -74,11 +78,13 @@ def ship(model: Model, name: str, *, keep_failing: bool) -> None:
         print("written to", vector.save(FOLDER / f"{name}.safetensors").relative_to(FOLDER.parent))
 
 
-def dose_table(model: Model, vector: SteeringVector) -> list[Arm]:
+def dose_table(
+    model: Model, vector: SteeringVector, strengths: Sequence[float] = STRENGTHS
+) -> list[Arm]:
     """One Arm per strength, on questions that calibration did not see."""
     contrast = ContrastSet.load(vector.about["contrast_set"])
     asked = contrast.held_out[CALIBRATION_QUESTIONS : CALIBRATION_QUESTIONS + QUESTIONS]
-    steerings = [(float(s), model.plan((vector, float(s)))) for s in STRENGTHS]
+    steerings = [(float(s), model.plan((vector, float(s)))) for s in strengths]
     return trials.run(
         model,
         asked,
@@ -128,7 +134,7 @@ def show(
     print(f"\n{vector.name}: metric {metric.name} ({metric.direction} is more), {limits}")
     print_rows([arm.row() for arm in arms])
     for arm in arms:
-        if arm.amount in (0.0, 3.0, 5.0):
+        if arm.amount >= 0 and arm.amount != 1:
             print(f"  {arm.amount:+g}: {arm.answers[0][:150]!r}")
     if checks:
         print("  " + ", ".join(f"{name} {'yes' if ok else 'NO'}" for name, ok in checks.items()))

@@ -20,7 +20,7 @@ import mlxsteer
 from mlxsteer import _blas
 from mlxsteer.errors import MlxsteerError
 from mlxsteer.files import cache_dir, home_dir
-from mlxsteer.models import demo, loading, memory
+from mlxsteer.models import demo, memory, names
 
 PACKAGES = ("mlx", "mlx-lm", "numpy")
 DEMO_DISK_BYTES = 350_000_000  # wheel, GGUF and converted folder, for a moment together
@@ -176,7 +176,7 @@ def _machine_warnings(disk_free: int) -> list[str]:
 
 def _why(model_name: str | None, warnings: list[str]) -> str | None:
     try:
-        return loading.resolve_model(model_name, allow_download=False).why
+        return names.resolve_model(model_name, allow_download=False).why
     except MlxsteerError as error:
         warnings.append(str(error))
         return None
@@ -186,19 +186,19 @@ def _paths() -> dict[str, str]:
     return {
         "cache": str(cache_dir()),
         "home": str(home_dir()),
-        "settings": str(loading.settings_file()),
+        "settings": str(names.settings_file()),
     }
 
 
 def _models() -> list[FoundModel]:
     made = demo.demo_folder()
-    found = [FoundModel(loading.DEMO, str(made) if demo.is_made(made) else None)]
-    converted = loading.v4_flash_folders()
-    found += [FoundModel(loading.V4_FLASH, str(path)) for path in converted[:1]]
+    found = [FoundModel(names.DEMO, str(made) if demo.is_made(made) else None)]
+    converted = names.v4_flash_folders()
+    found += [FoundModel(names.V4_FLASH, str(path)) for path in converted[:1]]
     listed = {made, *converted[:1]}
     found += [FoundModel(str(path), str(path)) for path in _other_folders() if path not in listed]
     try:
-        aliases = loading.user_settings().get("aliases", {})
+        aliases = names.user_settings().get("aliases", {})
     except MlxsteerError:
         return found  # the broken file is already a warning
     return found + [FoundModel(str(name), str(target)) for name, target in aliases.items()]

@@ -19,7 +19,8 @@ from mlxsteer.generation import Sampling
 from mlxsteer.grammar import Term, parse
 from mlxsteer.models import adapters
 from mlxsteer.models.hooks import Run
-from mlxsteer.models.loading import Loaded, load_model_and_tokenizer, resolve_model
+from mlxsteer.models.loading import Loaded, load_model_and_tokenizer
+from mlxsteer.models.names import resolve_model
 from mlxsteer.models.stamp import model_stamp
 from mlxsteer.plan import ANSWER, ModelShape, Plan, build
 from mlxsteer.prompting import Thinking

@@ -22,7 +22,8 @@ from mlx_lm.utils import load_model
 
 from mlxsteer.errors import ModelError
 from mlxsteer.models import demo, loading, memory
-from mlxsteer.models.loading import load_model_and_tokenizer, resolve_model
+from mlxsteer.models.loading import load_model_and_tokenizer
+from mlxsteer.models.names import resolve_model
 from mlxsteer.models.stamp import model_stamp, quantization_text, weights_fingerprint
 from tests.tiny import CONFIG, edit_json, make_folder
 
@@ -65,7 +66,7 @@ def make_v4_folder(homes: Path, name: str = "DeepSeek-V4-Flash-mlx") -> Path:
 
 def test_resolving_does_not_import_mlx():
     code = (
-        "import sys; from mlxsteer.models.loading import resolve_model; resolve_model('.');"
+        "import sys; from mlxsteer.models.names import resolve_model; resolve_model('.');"
         "sys.exit('mlx.core' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

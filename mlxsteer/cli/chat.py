@@ -131,7 +131,7 @@ def _was_typed(option: str) -> bool:
 
 def _model_of_chat(path: Path) -> str | None:
     """The model that a saved chat was held with, where its name still leads to one."""
-    from mlxsteer.models.loading import resolve_model
+    from mlxsteer.models.names import resolve_model
     from mlxsteer.session import read_chat
 
     name = str(read_chat(path)["model"])

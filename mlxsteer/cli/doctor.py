@@ -111,7 +111,7 @@ class ModelChecks:
 
 def _default_is_here() -> bool:
     from mlxsteer.errors import MlxsteerError
-    from mlxsteer.models.loading import resolve_model
+    from mlxsteer.models.names import resolve_model
 
     try:
         resolve_model(None, allow_download=False)

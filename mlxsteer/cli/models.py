@@ -58,7 +58,7 @@ def pull_command(name: str, as_json: bool) -> None:
     Example:
       mlxsteer models pull demo
     """
-    from mlxsteer.models.loading import resolve_model
+    from mlxsteer.models.names import resolve_model
 
     found = resolve_model(name, allow_download=True)
     if as_json:
@@ -68,7 +68,7 @@ def pull_command(name: str, as_json: bool) -> None:
 
 
 def _default_path() -> Path | None:
-    from mlxsteer.models.loading import resolve_model
+    from mlxsteer.models.names import resolve_model
 
     try:
         return resolve_model(None, allow_download=False).path

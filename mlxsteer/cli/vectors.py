@@ -261,7 +261,7 @@ def pull_command(
 def _key(name: str | None) -> str:
     """The folder name of a model's vectors; of the default model when None."""
     from mlxsteer import library
-    from mlxsteer.models.loading import DEMO, resolve_model
+    from mlxsteer.models.names import DEMO, resolve_model
 
     if name is not None:
         return library.model_key(name)
@@ -285,7 +285,7 @@ def _open(name: str, key: str) -> SteeringVector:
 def _check_width(vector: SteeringVector, model_name: str | None, source: Path) -> None:
     """VectorError when the model is on this machine and of another width or depth."""
     from mlxsteer.models.folder import read_config
-    from mlxsteer.models.loading import resolve_model
+    from mlxsteer.models.names import resolve_model
 
     try:
         found = resolve_model(model_name, allow_download=False)
