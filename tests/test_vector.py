@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlxsteer.combination import combine
 from mlxsteer.errors import VectorError
-from mlxsteer.vector import DEFAULT_DELTA, EDGE, Calibration, SteeringVector, combine
+from mlxsteer.vector import DEFAULT_DELTA, EDGE, Calibration, SteeringVector
 
 D, LAYERS = 8, 6
 NORMS = np.linspace(10, 60, LAYERS).astype(np.float32)
@@ -153,3 +154,12 @@ def test_the_sign_of_a_projection_is_its_effect_and_not_its_direction() -> None:
 def test_what_is_no_vector_is_refused_with_the_reason(make, says: str) -> None:
     with pytest.raises(VectorError, match=says):
         make()
+
+
+def test_the_name_of_a_combination_says_what_it_is_made_of() -> None:
+    terse = SteeringVector.from_arrays({0: [1.0, 0.0]}, name="terse")
+    formal = SteeringVector.from_arrays({0: [0.0, 1.0]}, name="formal")
+    assert (2 * terse - formal).name == "2*terse - formal"
+    assert (formal + terse).name == "formal + terse"
+    twice = -terse
+    assert (-twice).name == "terse"

@@ -195,7 +195,7 @@ def combine_command(terms: str, out: str, model_name: str | None, force: bool) -
       mlxsteer vectors combine "2*terse - formal" brisk --model demo
     """
     from mlxsteer import library
-    from mlxsteer.vector import combine
+    from mlxsteer.combination import combine
 
     key = _key(model_name)
     parts = [term.amount * _open(term.name, key) for term in _strengths(terms)]
