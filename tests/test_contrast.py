@@ -442,3 +442,7 @@ def test_a_set_says_where_its_vector_acts() -> None:
     assert ContrastSet.load("terse").extract.acts_on == "answer"
     with pytest.raises(ContrastError, match="Did you mean 'answer'"):
         ExtractDefaults(acts_on="anser")
+
+
+def test_the_example_set_is_a_good_one() -> None:
+    assert ContrastSet.load(Path(__file__).parent.parent / "examples/rural.yaml").max_pairs >= 8
