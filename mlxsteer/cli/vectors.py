@@ -5,7 +5,6 @@ Parses and prints; files are `formats`' and `vectorfile`'s work, names `library`
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxsteer.cli.facts import show
 from mlxsteer.cli.options import json_option, layer_list, model_option, print_json, print_table
 from mlxsteer.errors import MlxsteerError, UsageError, VectorError
 from mlxsteer.grammar import Term, parse
@@ -89,14 +89,7 @@ def show_command(vector: str, model_name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    layers = facts["layers"]
-    if len(layers) == layers[-1] - layers[0] + 1:
-        facts["layers"] = f"{layers[0]}-{layers[-1]}"
-    width = max(map(len, facts)) + 2
-    for what, value in facts.items():
-        if value not in (None, "", {}, []):
-            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            click.echo(f"{what:<{width}}{shown}")
+    show(facts)
 
 
 @command.command("import")
