@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import mlxsteer
 from mlxsteer import library, trials
 from mlxsteer.calibrate import DOSES as DEFAULT_DOSES
 from mlxsteer.calibrate import Guard, calibrate, held_out_of
@@ -22,7 +21,6 @@ from mlxsteer.errors import UsageError, VectorError
 from mlxsteer.model import Model
 from mlxsteer.trials import Arm
 from mlxsteer.vector import DEFAULT_DELTA, SteeringVector
-from tests.chat_models import chat_folder
 from tests.tiny_models import HIDDEN
 
 Curve = Callable[[float], dict[str, float]]
@@ -33,20 +31,7 @@ GUARD = Guard(perplexity_ratio=3.0, distinct2_ratio=0.5, words=2.0)
 ASKED: dict[str, Any] = {"doses": DOSES, "guard": GUARD, "show_progress": False}
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLXSTEER_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLXSTEER_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> Model:
-    return mlxsteer.load(str(folder))
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def push(name: str = "push", **fields: Any) -> SteeringVector:

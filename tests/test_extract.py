@@ -48,20 +48,7 @@ def instructions(**changes: Any) -> ContrastSet:
     return ContrastSet.from_dict({**BASE, **parts, **changes})
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLXSTEER_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLXSTEER_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> Model:
-    return mlxsteer.load(str(folder))
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def last_states(model: Model, contrast: ContrastSet, layer: int) -> tuple[np.ndarray, np.ndarray]:

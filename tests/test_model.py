@@ -19,7 +19,7 @@ from mlxsteer import library
 from mlxsteer.errors import ModelError, UsageError, VectorError
 from mlxsteer.grammar import Term
 from mlxsteer.model import Model
-from tests.chat_models import chat_folder, random_directions
+from tests.chat_models import random_directions
 from tests.tiny_models import HIDDEN
 
 TOKENS = [5, 9, 13, 21, 34, 55]
@@ -28,16 +28,6 @@ TOKENS = [5, 9, 13, 21, 34, 55]
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXSTEER_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> Model:
-    return mlxsteer.load(str(folder))
 
 
 @pytest.fixture
