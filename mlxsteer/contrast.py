@@ -134,6 +134,7 @@ class ContrastSet:
 
     `positive[i]` is matched to `negative[i]`: wordings of an instruction, or, when `combine`
     is "texts" or "answers", whole texts or answers (`questions[i]` goes with answer i).
+    `instruction` asks for the trait in words, where the poles themselves are no instructions.
     Raises ContrastError when the parts do not fit.
     """
 
@@ -149,6 +150,7 @@ class ContrastSet:
     metric: Metric
     extract: ExtractDefaults = field(default_factory=ExtractDefaults)
     license: str = ""
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
@@ -228,6 +230,16 @@ class ContrastSet:
             )
             for k in range(n)
         ]
+
+    def asking(self, question: str, index: int = 0) -> Messages | None:
+        """The prompt that asks for the trait in words: the rival of steering.
+
+        A set of instructions takes wording `index` (they go round); the others their
+        `instruction`, behind the question. None when a set has neither.
+        """
+        if self.combine not in ("texts", "answers"):
+            return _messages(self.combine, question, self.positive[index % len(self.positive)])
+        return _messages("append", question, self.instruction) if self.instruction else None
 
     def _pair(self, index: int, question: int, wording: int) -> Pair:
         if self.combine == "texts":

@@ -39,6 +39,7 @@ _KEYS = (
     "held_out",
     "metric",
     "extract",
+    "instruction",
     "license",
 )
 
@@ -94,6 +95,7 @@ def from_dict(data: Mapping[str, Any]) -> ContrastSet:
         metric=_metric(data),
         extract=_extract(data, combine),
         license=_text(data, "license") if "license" in data else "",
+        instruction=_instruction(data, paired),
     )
 
 
@@ -277,6 +279,18 @@ def _pairs(data: Mapping[str, Any], combine: str) -> Poles:
     negative = column["negative"]
     positive = tuple(text.upper() for text in negative) if derive else column["positive"]
     return column.get("question", ()), positive, negative
+
+
+def _instruction(data: Mapping[str, Any], paired: bool) -> str:
+    if "instruction" not in data:
+        return ""
+    if not paired:
+        raise Fault(
+            ("instruction",),
+            "'instruction' belongs to combine 'texts' or 'answers'; here the positive wordings"
+            " are the instruction.",
+        )
+    return _text(data, "instruction")
 
 
 def _metric(data: Mapping[str, Any]) -> Metric:

@@ -446,3 +446,23 @@ def test_a_set_says_where_its_vector_acts() -> None:
 
 def test_the_example_set_is_a_good_one() -> None:
     assert ContrastSet.load(Path(__file__).parent.parent / "examples/rural.yaml").max_pairs >= 8
+
+
+def test_asking_puts_the_trait_into_words():
+    terse = ContrastSet.load("terse")
+    first, second = terse.asking("Why?", 0), terse.asking("Why?", 1)
+    assert first[0]["content"] == f"Why? {terse.positive[0]}"
+    assert second != first
+    assert terse.asking("Why?", len(terse.positive)) == first
+    french = ContrastSet.load("french")
+    assert french.asking("Why?") == ({"role": "user", "content": "Why? Answer in French."},)
+
+
+def test_every_bundled_set_can_be_asked_for_in_words():
+    assert all(ContrastSet.load(name).asking("Why?") for name in available())
+
+
+def test_an_instruction_in_a_set_of_instructions_is_refused():
+    text = (Path(__file__).parent.parent / "prompts/terse.yaml").read_text(encoding="utf-8")
+    with pytest.raises(ContrastError, match="the positive wordings are the instruction"):
+        ContrastSet.from_yaml(text + "instruction: Be brief.\n", "terse.yaml")
