@@ -9,7 +9,6 @@ import pytest
 
 from mlxsteer.contrast import METRICS, ContrastSet, Metric
 from mlxsteer.errors import ContrastError, UsageError
-from mlxsteer.lexicon import FUNCTION_WORDS, NEGATIVE, POSITIVE
 from mlxsteer.metrics import (
     PATTERN_METRICS,
     TEXT_METRICS,
@@ -29,6 +28,7 @@ from mlxsteer.metrics import (
     word_length,
     words,
 )
+from mlxsteer.metrics.lexicon import FUNCTION_WORDS, NEGATIVE, POSITIVE
 
 PATTERNS = {"language": "fr", "regex_share": r"\bbridge", "regex_rate": r"\bbridge"}
 SPANISH = "El perro de la casa está en el jardín con los niños, pero no quiere jugar."
