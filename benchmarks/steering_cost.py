@@ -27,11 +27,12 @@ import numpy as np
 from mlx_lm.models import llama
 
 from mlxsteer.errors import MlxsteerError
+from mlxsteer.fitting import ModelShape
 from mlxsteer.grammar import Term
 from mlxsteer.model import load
 from mlxsteer.models import adapters
 from mlxsteer.models.hooks import Hooks
-from mlxsteer.plan import ModelShape, Plan, build
+from mlxsteer.plan import Plan, build
 from mlxsteer.rows import Control, Row
 from mlxsteer.steered import SteeredModel
 from mlxsteer.vector import SteeringVector

@@ -25,7 +25,7 @@ from mlxsteer.generation import Sampling, generate_batch
 from mlxsteer.plan import Plan
 from mlxsteer.progress import progress, say
 from mlxsteer.reading import Passage, Readings, read
-from mlxsteer.vector import OPS, SITES, SteeringVector
+from mlxsteer.vector import OPS, SITES, Array, SteeringVector
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
@@ -288,7 +288,8 @@ def _vector(
         directions.require_nonzero(arrays[layer], negative, contrast.name, layer)
         if options.orthogonalise:
             control[layer] = negative.mean(axis=0)
-        reports.append(directions.report(layer, positive, negative, float(norm[layer]), *how))
+        report = directions.report(layer, positive, negative, float(norm[layer]), *how)
+        reports.append(asdict(report) | _poles(positive, negative, arrays[layer]))
     share = np.zeros(model.n_layers, np.float32)
     share[list(layers)] = 1.0 / len(layers)
     return SteeringVector.from_arrays(
@@ -310,6 +311,15 @@ def _vector(
 _SHAPE = ("d_model", "n_layers")
 
 
+def _poles(positive: Array, negative: Array, direction: Array) -> dict[str, float]:
+    """Where the poles [N, D] lie along `direction` [D] on average: the scale of its readings."""
+    unit = direction / np.linalg.norm(direction)
+    return {
+        "positive_reading": float((positive @ unit).mean()),
+        "negative_reading": float((negative @ unit).mean()),
+    }
+
+
 def _norm_preserving(contrast: ContrastSet, options: Options) -> bool:
     if options.norm_preserving is not None:
         return options.norm_preserving
@@ -321,7 +331,7 @@ def _about(
     options: Options,
     position: str,
     readings: Readings,
-    reports: Sequence[directions.LayerReport],
+    reports: Sequence[Mapping[str, Any]],
     n_pairs: int,
 ) -> dict[str, Any]:
     return {
@@ -337,7 +347,7 @@ def _about(
         "dataset_sha256": contrast.digest(),
         "seed": options.seed,
         "license": contrast.license or None,
-        "layer_reports": [asdict(report) for report in reports],
+        "layer_reports": list(reports),
         "tokens_run": readings.tokens_run,
         "tokens_given": readings.tokens_given,
     }

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlxsteer import generation, library, prompting
 from mlxsteer.errors import UsageError
+from mlxsteer.fitting import ModelShape
 from mlxsteer.generation import Sampling
 from mlxsteer.grammar import Term, parse
 from mlxsteer.models import adapters
@@ -22,7 +23,7 @@ from mlxsteer.models.hooks import Run
 from mlxsteer.models.loading import Loaded, load_model_and_tokenizer
 from mlxsteer.models.names import resolve_model
 from mlxsteer.models.stamp import model_stamp
-from mlxsteer.plan import ANSWER, ModelShape, Plan, build
+from mlxsteer.plan import ANSWER, Plan, build
 from mlxsteer.prompting import Thinking
 from mlxsteer.rows import Control, Row, RowCache
 from mlxsteer.steered import SteeredModel
@@ -94,6 +95,12 @@ class Model:
         config = self.config.get("text_config") or self.config
         length = config.get("max_position_embeddings")
         return int(length) if length else None
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        config = self.config.get("text_config") or self.config
+        return int(config.get("vocab_size") or 100_000)
 
     @cached_property
     def residual_norm(self) -> np.ndarray:

@@ -7,16 +7,17 @@ shape and norms, never the model; `edits` stacks the plans of a batch into a for
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from mlxsteer.errors import UsageError, VectorError
+from mlxsteer.errors import UsageError
+from mlxsteer.fitting import ModelShape, check_model, fitted
 from mlxsteer.grammar import Term
 from mlxsteer.grammar import format as format_terms
+from mlxsteer.similarity import coincidences
 from mlxsteer.vector import EDGE, Array, SteeringVector
 
 # A position's phase is a set of bits. The last prompt position is PROMPT | (the phase of the
@@ -48,21 +49,6 @@ class SiteEdit:
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """What a plan needs to know of a model.
-
-    residual_norm: gives the float32 [n_layers] medians; called only when a vector lacks its own.
-    stamp: facts that vectors are checked against (architecture, base_model, …).
-    """
-
-    label: str
-    n_layers: int
-    d_model: int
-    residual_norm: Callable[[], Array]
-    stamp: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class PlannedTerm:
     """A term with its vector: signed lengths [n_layers] (add, clamp) or share (project)."""
 
@@ -75,6 +61,10 @@ class PlannedTerm:
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(layer for layer in self.vector.layers if self.lengths[layer] != 0)
+
+    @property
+    def phases(self) -> int:
+        return PHASES_OF[self.positions]
 
 
 class Plan:
@@ -128,7 +118,7 @@ class Plan:
         return self._edits[phase]
 
     def _acting(self, phase: int) -> list[PlannedTerm]:
-        return [planned for planned in self.terms if PHASES_OF[planned.positions] & phase]
+        return [planned for planned in self.terms if planned.phases & phase]
 
     def explain(self) -> str:
         """A table: what is added where, at what dose, on which positions."""
@@ -147,7 +137,7 @@ def build(
     """
     planned, warnings = [], []
     for term, vector in terms:
-        vector = _fitted(vector, shape)
+        vector = fitted(vector, shape)
         warnings += check_model(vector, shape, force=force)
         if term.amount == 0:
             continue
@@ -161,54 +151,7 @@ def build(
                 f"{vector.name} is uncalibrated: strength 5 is taken as dose"
                 f" {vector.delta(1):g}. To find its limit: mlxsteer calibrate {vector.name}"
             )
-    return Plan(planned, warnings)
-
-
-def check_model(vector: SteeringVector, shape: ModelShape, *, force: bool = False) -> list[str]:
-    """Warnings for another revision or quantisation; VectorError for another architecture."""
-    theirs, ours = vector.model, shape.stamp
-
-    def differs(what: str) -> bool:
-        known = theirs.get(what) is not None and ours.get(what) is not None
-        return known and theirs[what] != ours[what]
-
-    if differs("architecture") and not force:
-        raise VectorError(
-            f"{vector.name!r} was made on a {theirs['architecture']} model; {shape.label} is"
-            f" {ours['architecture']}. Make one for this model (mlxsteer extract {vector.name}),"
-            " or add --force."
-        )
-    if differs("base_model"):
-        return [f"{vector.name} was made on {theirs['base_model']}, not {ours['base_model']}."]
-    for what, word in (("base_revision", "revision"), ("quantization", "quantisation")):
-        if differs(what):
-            return [f"{vector.name} was made on {word} {theirs[what]}; this is {ours[what]}."]
-    return []
-
-
-def _fitted(vector: SteeringVector, shape: ModelShape) -> SteeringVector:
-    """The vector with the model's depth, where it came from arrays that did not say theirs."""
-    if vector.d_model != shape.d_model:
-        raise VectorError(
-            f"{vector.name!r} has width {vector.d_model}, {shape.label} has {shape.d_model}: it"
-            f" belongs to another model. Make one for this: mlxsteer extract {vector.name}"
-        )
-    if vector.n_layers == shape.n_layers:
-        return vector
-    if vector.about.get("n_layers_known", True) or vector.layers[-1] >= shape.n_layers:
-        raise VectorError(
-            f"{vector.name!r} is for a model of {vector.n_layers} layers (it acts on layers"
-            f" {vector.layers[0]} to {vector.layers[-1]}); {shape.label} has layers 0 to"
-            f" {shape.n_layers - 1}. Make one for this: mlxsteer extract {vector.name}"
-        )
-    missing = shape.n_layers - vector.n_layers
-    padded: dict[str, Any] = {
-        what: None if array is None else np.pad(array, (0, missing))
-        for what in ("magnitude", "layer_share", "residual_norm")
-        for array in [getattr(vector, what)]
-    }
-    about = {key: value for key, value in vector.about.items() if key != "n_layers_known"}
-    return replace(vector, n_layers=shape.n_layers, about=about, **padded)
+    return Plan(planned, warnings + coincidences(planned))
 
 
 def _plan_term(term: Term, vector: SteeringVector, shape: ModelShape) -> PlannedTerm:

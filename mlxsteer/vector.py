@@ -202,9 +202,7 @@ class SteeringVector:
         return self * (1.0 / divisor)
 
     def __neg__(self) -> SteeringVector:
-        about = dict(self.about)
-        about["positive_label"] = self.about.get("negative_label")
-        about["negative_label"] = self.about.get("positive_label")
+        about = _swapped(self.about)
         flipped = {layer: -array for layer, array in self.directions.items()}
         effect = {"remove": "amplify", "amplify": "remove"}[self.effect]
         return replace(
@@ -245,6 +243,24 @@ class SteeringVector:
             layer: float((self.directions[layer] * other.directions[layer]).sum())
             for layer in common
         }
+
+
+def _swapped(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of the opposite direction: the poles change places and read the negative."""
+    swapped = dict(about)
+    swapped["positive_label"] = about.get("negative_label")
+    swapped["negative_label"] = about.get("positive_label")
+    if reports := about.get("layer_reports"):
+        swapped["layer_reports"] = [_report_swapped(report) for report in reports]
+    return swapped
+
+
+def _report_swapped(report: Mapping[str, Any]) -> dict[str, Any]:
+    poles = ("positive_reading", "negative_reading")
+    if not all(pole in report for pole in poles):
+        return dict(report)
+    up, down = (float(report[pole]) for pole in poles)
+    return {**report, "positive_reading": -down, "negative_reading": -up}
 
 
 # --- checks ---------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxsteer.edits import MAX_CACHED_STACKS, PADDING, Stacker
+from mlxsteer.fitting import ModelShape
 from mlxsteer.grammar import parse
-from mlxsteer.plan import ANSWER, PROMPT, THINK, TOOL, ModelShape, Plan, build
+from mlxsteer.plan import ANSWER, PROMPT, THINK, TOOL, Plan, build
 from mlxsteer.vector import SteeringVector
 
 D, LAYERS = 8, 3

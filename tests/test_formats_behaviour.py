@@ -12,11 +12,12 @@ from mlx_lm.models import llama
 from mlx_lm.models.base import create_attention_mask
 
 from mlxsteer.edits import Stacker
+from mlxsteer.fitting import ModelShape
 from mlxsteer.formats import import_file
 from mlxsteer.grammar import Term
 from mlxsteer.models import adapters
 from mlxsteer.models.hooks import Run
-from mlxsteer.plan import PROMPT, ModelShape, build
+from mlxsteer.plan import PROMPT, build
 from mlxsteer.vector import SteeringVector
 from tests.foreign_files import (
     LAYERS,

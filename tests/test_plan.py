@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxsteer.errors import UsageError, VectorError
+from mlxsteer.fitting import ModelShape
 from mlxsteer.grammar import parse
-from mlxsteer.plan import ANSWER, PHASES_OF, PROMPT, THINK, TOOL, ModelShape, Plan, build
+from mlxsteer.plan import ANSWER, PHASES_OF, PROMPT, THINK, TOOL, Plan, build
 from mlxsteer.vector import Calibration, SteeringVector
 
 D, LAYERS = 4, 6

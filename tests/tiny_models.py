@@ -14,9 +14,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxsteer.fitting import ModelShape
 from mlxsteer.grammar import parse
 from mlxsteer.models.hooks import Hooks
-from mlxsteer.plan import ModelShape, Plan, build
+from mlxsteer.plan import Plan, build
 from mlxsteer.vector import SteeringVector
 
 VOCABULARY = 64
