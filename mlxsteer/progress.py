@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+Listener = Callable[[str, int, int], None]  # (label, steps done, total)
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def reporting(listener: Listener) -> Iterator[None]:
+    """Long work inside the block tells `listener` how far it is, in place of drawing bars."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 @contextmanager
 def progress(label: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar of `total` steps; yields `advance(steps)`. Shows nothing when not `enabled`."""
+    if (listener := _listener.get()) is not None:
+        yield _told(listener, label, total)
+        return
     if not enabled or total <= 0:
         yield lambda steps: None
         return
@@ -20,6 +37,17 @@ def progress(label: str, total: int, *, enabled: bool = True) -> Iterator[Callab
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda steps: bar.update(task, advance=steps)
+
+
+def _told(listener: Listener, label: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        listener(label, done, total)
+
+    return advance
 
 
 def say(message: str, *, enabled: bool = True) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlxsteer.model import Model
 
 Messages = list[dict[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 # Off, on, or on with the model's own request for the greatest effort (DeepSeek-V4).
 Thinking = bool | Literal["max"]
 ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -37,19 +38,34 @@ def messages_of(conversation: str | Sequence[Mapping[str, Any]]) -> Messages:
     return messages
 
 
-def render(model: Model, messages: Messages, *, thinking: Thinking = False) -> list[int]:
-    """Token ids of `messages` and the opening of the answer. Raises ContextLengthError."""
+def render(
+    model: Model, messages: Messages, *, thinking: Thinking = False, tools: Tools | None = None
+) -> list[int]:
+    """Token ids of `messages` and the opening of the answer.
+
+    tools: what the model may call, in OpenAI's form. Raises ContextLengthError; UsageError for
+    tools where the model has no way to call one.
+    """
     tokenizer = model.tokenizer
+    if tools and not can_call_tools(model):
+        raise UsageError(f"{model.label} has no format for calling tools. Leave `tools` out.")
     if is_v4(model):
         from mlxsteer.models.deepseek_v4 import chat_format
 
         release = "0731" if any(key.startswith("dspark_") for key in model.config) else "preview"
         effort = "max" if thinking == "max" else None
         tokens = chat_format.encode(
-            messages, tokenizer, thinking=bool(thinking), effort=effort, release=release
+            messages,
+            tokenizer,
+            thinking=bool(thinking),
+            effort=effort,
+            tools=tools,
+            release=release,
         )
     elif getattr(tokenizer, "has_chat_template", False):
-        options = {"enable_thinking": bool(thinking)} if tokenizer.has_thinking else {}
+        options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        if tokenizer.has_thinking:
+            options["enable_thinking"] = bool(thinking)
         tokens = list(
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
         )
@@ -71,6 +87,11 @@ def can_think(model: Model, thinking: Thinking = True) -> bool:
     if thinking == "max":
         return is_v4(model)
     return not thinking or is_v4(model) or bool(getattr(model.tokenizer, "has_thinking", False))
+
+
+def can_call_tools(model: Model) -> bool:
+    """Whether there is a format in which the model calls tools."""
+    return is_v4(model) or bool(getattr(model.tokenizer, "has_tool_calling", False))
 
 
 def markers(model: Model) -> Markers:
