@@ -26,6 +26,10 @@ class ContrastError(MlxsteerError):
     """A contrast set is malformed."""
 
 
+class SaeError(MlxsteerError):
+    """A sparse autoencoder cannot be read, trained or used."""
+
+
 class ContextLengthError(MlxsteerError):
     """A prompt is longer than the model's context."""
 
