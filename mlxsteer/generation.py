@@ -136,7 +136,7 @@ def stream(
     steps = generate_step(
         mx.array(tokens[row.seen :]),
         cast(Any, model.steered),
-        max_tokens=_room(model, len(tokens), sampling.max_tokens),
+        max_tokens=room(model, len(tokens), sampling.max_tokens),
         sampler=sampling.sampler(),
         logits_processors=_seeing(tokens[: row.seen], sampling.processors()),
         prompt_cache=cache,
@@ -171,11 +171,14 @@ def _pieces(model: Model, steps: Iterator[Any], row: Row) -> Iterator[Piece]:
             return
         detokenizer.add_token(token)
         before, phase = phase, follower.phases(1, [token])[0]
-        # A marker itself belongs to the phase that it closes or opens.
-        owner = THINK if THINK in (before, phase) else TOOL if TOOL in (before, phase) else phase
-        yield Piece(detokenizer.last_segment, token, owner)
+        yield Piece(detokenizer.last_segment, token, owner_of(before, phase))
     detokenizer.finalize()
     yield Piece(detokenizer.last_segment, -1, phase, "length")
+
+
+def owner_of(before: int, phase: int) -> int:
+    """The phase of a token between two: a marker belongs to what it closes or opens."""
+    return THINK if THINK in (before, phase) else TOOL if TOOL in (before, phase) else phase
 
 
 def generate_batch(
@@ -199,7 +202,7 @@ def generate_batch(
     ]
     if rows and not batch.can_batch(model.steered, rows[0]):
         return _one_by_one(model, checked, plans, sampling, on_tokens)
-    limits = [_room(model, len(prompt), sampling.max_tokens) for prompt in checked]
+    limits = [room(model, len(prompt), sampling.max_tokens) for prompt in checked]
     ends = set(model.tokenizer.eos_token_ids)
     found: list[batch.Decoded] = []
     for start in range(0, len(rows), MAX_BATCH_ROWS):
@@ -233,7 +236,7 @@ def _answer(model: Model, tokens: list[int], reason: str) -> Answer:
     return Answer(tokens, model.tokenizer.decode(tokens).strip(), reason)
 
 
-def _room(model: Model, prompt_length: int, max_tokens: int) -> int:
+def room(model: Model, prompt_length: int, max_tokens: int) -> int:
     """Tokens that still fit in the context, at most `max_tokens`."""
     limit = model.context_length
     return max_tokens if limit is None else max(1, min(max_tokens, limit - prompt_length))

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxsteer.edits import Stacker
-from mlxsteer.models.hooks import Hooks, Run
+from mlxsteer.models.hooks import Hooks, Place, Run
 from mlxsteer.rows import Row, RowCache
 
 
@@ -34,8 +34,14 @@ class SteeredModel:
 
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         """Logits [B, T, V] of `tokens` [B, T]; the last entry of `cache` is the RowCache."""
+        return self.read(tokens, cache, frozenset())[0]
+
+    def read(
+        self, tokens: mx.array, cache: list[Any], places: frozenset[Place]
+    ) -> tuple[mx.array, dict[Place, mx.array]]:
+        """(logits [B, T, V], {place: float32 states [B, T, D], after its edits})."""
         *layer_caches, rows = cache
         plans = rows.plans
-        edits = self.stacker.edits(plans, rows.take(tokens))
-        with self.hooks.forward(Run(edits=edits) if edits else None):
-            return self.hooks.model(tokens, cache=layer_caches)
+        run = Run(edits=self.stacker.edits(plans, rows.take(tokens)), capture=places)
+        with self.hooks.forward(run if run.edits or places else None):
+            return self.hooks.model(tokens, cache=layer_caches), run.captured
