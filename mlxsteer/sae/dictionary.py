@@ -112,7 +112,8 @@ class Dictionary:
         if self.apply_b_dec_to_input:
             x = x - self.b_dec
         if self.architecture == "topk":
-            assert self.b_enc is not None and self.k is not None
+            assert self.b_enc is not None
+            assert self.k is not None
             acts = _largest(x @ self.W_enc + self.b_enc, self.k)
             return acts if features is None else acts[..., self._columns(features)]
         chosen = None if features is None else self._columns(features)
