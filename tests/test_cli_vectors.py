@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -66,12 +67,12 @@ def kept(home: Path, name: str) -> SteeringVector:
 
 def test_every_command_has_help_with_one_example() -> None:
     assert set(command.commands) == {
-        *("list", "show", "import", "export", "combine", "push", "pull"),
+        *("list", "show", "compare", "lens", "import", "export", "combine", "push", "pull"),
     }
     for name in command.commands:
         text = run(name, "--help").stdout
         assert text.count("mlxsteer vectors") >= 1
-        assert f"Example:\n    mlxsteer vectors {name}" in text
+        assert re.search(rf"Examples?:\n    mlxsteer vectors {name}", text)
 
 
 def test_list_shows_the_vectors_of_a_model(home: Path) -> None:

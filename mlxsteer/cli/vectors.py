@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxsteer.cli import exchange
+from mlxsteer.cli import analysis, exchange
 from mlxsteer.cli.facts import show
 from mlxsteer.cli.options import json_option, model_option, print_json, print_table
 from mlxsteer.cli.stored import force_option, key_of, open_vector, refuse_to_replace, sentence
@@ -32,7 +32,7 @@ _SUMMAND = re.compile(
 
 @click.group(name="vectors")
 def command() -> None:
-    """Look at, exchange and combine steering vectors.
+    """Look at, compare, exchange and combine steering vectors.
 
     \b
     Example:
@@ -40,13 +40,15 @@ def command() -> None:
     """
 
 
-for foreign in (
+for _command in (
+    analysis.compare_command,
+    analysis.lens_command,
     exchange.import_command,
     exchange.export_command,
     exchange.push_command,
     exchange.pull_command,
 ):
-    command.add_command(foreign)
+    command.add_command(_command)
 
 
 @command.command("list")
