@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +49,8 @@ class Job:
     prompt: token ids. stop: texts that end the answer and are left out of it. logprobs: how many
     alternatives each event names (None: no log-probabilities at all). logit_bias: {token id:
     added to its logit}. presence_penalty, frequency_penalty: taken off the logits of tokens that
-    the answer holds already, once and per occurrence. probes: what each event reads.
+    the answer holds already, once and per occurrence. probes: what each
+    event reads.
     """
 
     prompt: tuple[int, ...]
@@ -75,8 +77,8 @@ class Event:
     top: natural logarithms of probabilities under the model as steered, before penalties, bias,
     temperature and filters; `top` is the likeliest alternatives, best first. steer: the steering
     in force when the token was computed. readings: of the job's probes, where the token was
-    computed (one position before it is written). stop_sequence: the stop text that ended it. error: what
-    went wrong, for people.
+    computed (one position before it is written). stop_sequence: the stop text that ended it.
+    error: what went wrong, for people.
     """
 
     text: str
@@ -100,7 +102,7 @@ class Generation:
     seconds of `time.monotonic`. Any number of readers may follow it, each from the start.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, on_cancel: Callable[[], None] = lambda: None):
         self.id = uuid.uuid4().hex
         self.job = job
         self.state: State = "queued"
@@ -110,9 +112,10 @@ class Generation:
         self.created = time.monotonic()
         self.finished: float | None = None
         self.cancelled = False
-        self.on_change: Callable[[], None] = lambda: None
+        self._on_cancel = on_cancel
         self._plan = job.plan
         self._begun = 0
+        self.tokens = 0
         self._events: list[Event] = []
         self._lock = threading.Condition()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
@@ -157,7 +160,7 @@ class Generation:
     def cancel(self) -> None:
         """End it at the next step with finish_reason "cancelled". Nothing when it is done."""
         self.cancelled = True
-        self.on_change()
+        self._on_cancel()
 
     def steer(self, plan: Plan) -> int:
         """Put the rest under `plan`; returns the index of the first token that obeys.
@@ -180,8 +183,9 @@ class Generation:
         return self._plan
 
     @property
-    def tokens(self) -> int:
-        return sum(event.token >= 0 for event in self._events)
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None while it goes on."""
+        return self._events[-1].finish_reason if self.state == "done" else None
 
     # --- for the engine --------------------------------------------------------------------
 
@@ -200,8 +204,9 @@ class Generation:
                 self.state = "done"
                 self.finished = time.monotonic()
             self._events.append(event)
+            self.tokens += event.token >= 0
             self._lock.notify_all()
             waiting = list(self._waiting)
         for loop, news in waiting:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the reader's loop has closed
                 loop.call_soon_threadsafe(news.set)
