@@ -23,6 +23,7 @@ COMMANDS = {
     "extract": "Make a vector from a contrast set.",
     "calibrate": "Find how far a vector can go and stay coherent.",
     "vectors": "List, show, import, export, combine and share vectors.",
+    "serve": "OpenAI's and Anthropic's APIs on a steered model, and a panel of sliders.",
     "models": "List the models at hand; fetch one.",
     "convert": "Convert official DeepSeek-V4-Flash weights to MLX.",
     "bench": "Count what DeepSeek-V4-Flash costs per decoded token.",

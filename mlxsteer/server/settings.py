@@ -16,10 +16,10 @@ class Settings:
 
     api_key: what clients must send (None: nothing). steer: the steering of requests that name
     none. allow_origins: pages elsewhere that may call; `*` is all. allow_hosts: names beyond
-    localhost and addresses by which the server may be called. body_bytes, header_bytes, texts
-    (characters of one text), messages, depth (of nested JSON): what a request may hold.
-    max_tokens: of an answer whose request names no limit. keep_alive: seconds of silence after
-    which a stream says that it lives. body_seconds: how long a request's body may take.
+    localhost and addresses by which the server may be called. temperature, max_tokens: of
+    requests that do not say. body_bytes, header_bytes, body_seconds: what a request may weigh
+    and how long its body may take. keep_alive: seconds of silence after which a stream says
+    that it lives. drain_seconds: how long a shutdown waits for answers.
     """
 
     host: str = "127.0.0.1"
@@ -34,16 +34,12 @@ class Settings:
     body_bytes: int = 8 * MIB
     header_bytes: int = 16 * 1024
     body_seconds: float = 30.0
-    depth: int = 32
     keep_alive: float = 5.0
     drain_seconds: float = 30.0
-    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         if self.api_key is not None and (not self.api_key or not self.api_key.isascii()):
-            raise UsageError(
-                "The API key is empty or not ASCII. Give one such as a long hex number."
-            )
+            raise UsageError("The API key is empty or not ASCII. Give e.g. a long hex number.")
         if not self.local and not self.api_key and not self.insecure_no_key:
             raise UsageError(
                 f"Serving on {self.host} lets other machines in, so it needs a key: add --api-key"
