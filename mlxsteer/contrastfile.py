@@ -137,11 +137,9 @@ def _read(path: Traversable, source: str) -> str:
 
 
 @cache
-def _common(key: str) -> tuple[str, ...]:
-    """The questions that most bundled sets share."""
-    source = "prompts/_questions.yaml"
-    data = _plain_yaml(_read(_bundled() / "_questions.yaml", source), {})
-    return tuple(data[key])
+def bundled(name: str) -> Any:
+    """The data of a bundled file that is no contrast set: `_questions`, `_neutral`, `_cloze`."""
+    return _plain_yaml(_read(_bundled() / f"{name}.yaml", f"prompts/{name}.yaml"), {})
 
 
 def _plain_yaml(text: str, lines: dict[DataPath, int]) -> Any:
@@ -238,7 +236,9 @@ def _mapping(data: Mapping[str, Any], key: str, keys: tuple[str, ...]) -> Mappin
 
 
 def _question_list(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    return _common(key) if data.get(key) == "common" else _texts(data, key)
+    if data.get(key) == "common":
+        return tuple(bundled("_questions")[key])
+    return _texts(data, key)
 
 
 Poles = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
