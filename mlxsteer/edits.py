@@ -8,24 +8,30 @@ nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import add
 
 import mlx.core as mx
 import numpy as np
 
 from mlxsteer import ops
-from mlxsteer.plan import Place, Plan, SiteEdit
+from mlxsteer.plan import STEADY, Place, Plan, SiteEdit
 
 PADDING = 0  # phase of a position that holds no token
 MAX_CACHED_STACKS = 16
+PHASE_CODES = 16  # phases are sets of four bits
+FULL, SHARE = 2, 1  # how the terms of a timing act at a position; 0 is not at all
 
+Edits = dict[Place, Callable[[mx.array], mx.array]]
 RowKey = tuple[tuple[str, int], ...]
+Weights = Sequence[np.ndarray | None]
 
 
 @dataclass
-class StackedEdit:
-    """One place's edits of B rows.
+class StackedPart:
+    """One slot's edits of B rows at one place.
 
     projections: [(directions [B, 1, D], shares [B, 1, 1])], clamps: [(directions, values, on)],
     shift and turn: [B, 1, D]; for site `stream` [B, 1, 4, D].
@@ -36,27 +42,55 @@ class StackedEdit:
     shift: mx.array | None = None
     turn: mx.array | None = None
 
-    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
-        """The edited `x`; `mask` [B, T, 1] of 0 and 1 says at which positions."""
 
-        def fit(array: mx.array) -> mx.array:
-            return array[:, :, None] if x.ndim > array.ndim else array
+@dataclass
+class StackedEdit:
+    """One place's edits of B rows: the steady part, and by slot those that act at a share."""
 
-        def masked(array: mx.array) -> mx.array:
-            array = fit(array)
-            if mask is None:
-                return array
-            return array * (mask[..., None] if array.ndim > mask.ndim else mask)
+    parts: dict[int, StackedPart]
 
-        for direction, share in self.projections:
-            x = ops.project(x, fit(direction), masked(share))
-        for direction, value, on in self.clamps:
-            x = ops.clamp(x, fit(direction), fit(value), masked(on))
-        if self.shift is not None:
-            x = ops.add(x, masked(self.shift))
-        if self.turn is not None:
-            x = ops.add_preserving_norm(x, masked(self.turn))
-        return x
+    def __call__(
+        self,
+        x: mx.array,
+        mask: mx.array | None = None,
+        weights: Mapping[int, mx.array] | None = None,
+    ) -> mx.array:
+        """The edited `x`. mask [B, T, 1] of 0 and 1 says at which positions; weights
+        {slot: [B, T, 1]} at which share of the strength."""
+        scaled = [
+            (part, _product(mask, weights[slot] if weights and slot != STEADY else None))
+            for slot, part in self.parts.items()
+        ]
+        for part, scale in scaled:
+            for direction, share in part.projections:
+                x = ops.project(x, _fit(direction, x), _scaled(share, scale, x))
+        for part, scale in scaled:
+            for direction, value, on in part.clamps:
+                on = _scaled(on, scale, x)
+                x = ops.clamp(x, _fit(direction, x), _fit(value, x), on)
+        shifts = [_scaled(part.shift, s, x) for part, s in scaled if part.shift is not None]
+        if shifts:
+            x = ops.add(x, reduce(add, shifts))
+        turns = [_scaled(part.turn, s, x) for part, s in scaled if part.turn is not None]
+        return ops.add_preserving_norm(x, reduce(add, turns)) if turns else x
+
+
+def _product(mask: mx.array | None, weight: mx.array | None) -> mx.array | None:
+    if mask is None or weight is None:
+        return weight if mask is None else mask
+    return mask * weight
+
+
+def _fit(array: mx.array, x: mx.array) -> mx.array:
+    """`array` with an axis for the streams of `x`, where `x` has them and it has not."""
+    return array[:, :, None] if x.ndim > array.ndim else array
+
+
+def _scaled(array: mx.array, scale: mx.array | None, x: mx.array) -> mx.array:
+    array = _fit(array, x)
+    if scale is None:
+        return array
+    return array * (scale[..., None] if array.ndim > scale.ndim else scale)
 
 
 class Stacker:
@@ -66,65 +100,115 @@ class Stacker:
         self._kept: OrderedDict[RowKey, dict[Place, StackedEdit]] = OrderedDict()
 
     def edits(
-        self, plans: Sequence[Plan | None], phases: np.ndarray
-    ) -> dict[Place, Callable[[mx.array], mx.array]]:
-        """Edits for rows with `plans`, at positions of `phases` [B, T] (0 = padding)."""
+        self, plans: Sequence[Plan | None], phases: np.ndarray, weights: Weights | None = None
+    ) -> Edits:
+        """Edits for rows with `plans`, at positions of `phases` [B, T] (0 = padding).
+
+        weights: per row, `Plan.weights` [T, timings] at these positions, or None where the row's
+        plan has no timings.
+        """
         if not any(plans):
             return {}
-        per_row = [_only_phase(row) for row in phases]
-        if all(phase is not None for phase in per_row):
-            return dict(self._stack(plans, [phase or PADDING for phase in per_row]))
-        return self._masked(plans, phases)
+        if weights is None and any(plan and plan.timings for plan in plans):
+            raise ValueError("a plan has timings; say their weights (RowCache.weights)")
+        codes = _codes(phases, weights or [])
+        shares = _shares(weights or [], phases.shape)
+        per_row = [_only_code(row) for row in codes]
+        if any(code is None for code in per_row):
+            return self._masked(plans, codes, shares)
+        stack = self._stack(plans, [code or PADDING for code in per_row])
+        if not shares:
+            return dict(stack)
+        return {place: partial(edit, weights=shares) for place, edit in stack.items()}
 
     def _masked(
-        self, plans: Sequence[Plan | None], phases: np.ndarray
-    ) -> dict[Place, Callable[[mx.array], mx.array]]:
-        parts: dict[Place, list[tuple[StackedEdit, mx.array]]] = {}
-        for phase in sorted(set(np.unique(phases).tolist()) - {PADDING}):
-            mask = mx.array((phases == phase)[..., None], mx.float32)
-            for place, edit in self._stack(plans, [phase] * len(plans)).items():
-                parts.setdefault(place, []).append((edit, mask))
+        self, plans: Sequence[Plan | None], codes: np.ndarray, shares: Mapping[int, mx.array]
+    ) -> Edits:
+        steps: dict[Place, list[Callable[[mx.array], mx.array]]] = {}
+        for code in sorted(set(np.unique(codes).tolist()) - {PADDING}):
+            mask = mx.array((codes == code)[..., None], mx.float32)
+            for place, edit in self._stack(plans, [code] * len(plans)).items():
+                steps.setdefault(place, []).append(partial(edit, mask=mask, weights=shares))
 
-        def chain(steps: list[tuple[StackedEdit, mx.array]]) -> Callable[[mx.array], mx.array]:
-            def edited(x: mx.array) -> mx.array:
-                for edit, mask in steps:
-                    x = edit(x, mask)
-                return x
+        def chain(edits: list[Callable[[mx.array], mx.array]]) -> Callable[[mx.array], mx.array]:
+            return lambda x: reduce(lambda state, edit: edit(state), edits, x)
 
-            return edited
-
-        return {place: chain(steps) for place, steps in parts.items()}
+        return {place: chain(edits) for place, edits in steps.items()}
 
     def _stack(
-        self, plans: Sequence[Plan | None], phases: Sequence[int]
+        self, plans: Sequence[Plan | None], codes: Sequence[int]
     ) -> dict[Place, StackedEdit]:
         key = tuple(
-            (plan.key if plan else "", phase) for plan, phase in zip(plans, phases, strict=True)
+            (plan.key if plan else "", code) for plan, code in zip(plans, codes, strict=True)
         )
         if key not in self._kept:
-            rows = [
-                plan.edit(phase) if plan and phase else {}
-                for plan, phase in zip(plans, phases, strict=True)
-            ]
-            places = {place for row in rows for place in row}
-            self._kept[key] = {
-                place: _stacked([row.get(place) for row in rows]) for place in places
-            }
+            self._kept[key] = _stacked(plans, codes)
             while len(self._kept) > MAX_CACHED_STACKS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
 
 
-def _only_phase(row: np.ndarray) -> int | None:
-    """The phase of all the row's tokens, or None when they differ."""
+def _codes(phases: np.ndarray, weights: Weights) -> np.ndarray:
+    """int64 [B, T]: what acts at each position. A phase, and in base 3 how each timing does."""
+    codes = phases.astype(np.int64)
+    for index, row in enumerate(weights):
+        if row is not None:
+            how = np.where(row == 1, FULL, np.where(row > 0, SHARE, 0))
+            codes[index] += PHASE_CODES * (how @ 3 ** np.arange(row.shape[1]))
+    return np.where(phases == PADDING, PADDING, codes)
+
+
+def _only_code(row: np.ndarray) -> int | None:
+    """The code of all the row's tokens, or None when they differ."""
     present = set(row.tolist()) - {PADDING}
     return next(iter(present), PADDING) if len(present) <= 1 else None
 
 
-def _stacked(edits: Sequence[SiteEdit | None]) -> StackedEdit:
+def _slots(code: int, how: int) -> tuple[int, ...]:
+    """The slots that act so at a position of `code`."""
+    digits, slot, found = code // PHASE_CODES, 0, []
+    while digits:
+        digits, digit = divmod(digits, 3)
+        found += [slot] if digit == how else []
+        slot += 1
+    return tuple(found)
+
+
+def _shares(weights: Weights, shape: tuple[int, ...]) -> dict[int, mx.array]:
+    """{slot: [B, T, 1]} for the slots that act at a share of their strength anywhere."""
+    found: dict[int, np.ndarray] = {}
+    for index, row in enumerate(weights):
+        if row is None:
+            continue
+        for slot in np.flatnonzero(((row > 0) & (row < 1)).any(axis=0)).tolist():
+            found.setdefault(slot, np.zeros((*shape, 1), np.float32))[index, :, 0] = row[:, slot]
+    return {slot: mx.array(share) for slot, share in found.items()}
+
+
+def _stacked(plans: Sequence[Plan | None], codes: Sequence[int]) -> dict[Place, StackedEdit]:
+    """The rows' edits, slots at full strength with the steady terms, each other by itself."""
+    stacked: dict[Place, StackedEdit] = {}
+    for slot in (STEADY, *sorted({slot for code in codes for slot in _slots(code, SHARE)})):
+        rows = [_row(plan, code, slot) for plan, code in zip(plans, codes, strict=True)]
+        for place in {place for row in rows for place in row}:
+            part = _part([row.get(place) for row in rows])
+            stacked.setdefault(place, StackedEdit({})).parts[slot] = part
+    return stacked
+
+
+def _row(plan: Plan | None, code: int, slot: int) -> Mapping[Place, SiteEdit]:
+    if not plan or code == PADDING:
+        return {}
+    phase = code % PHASE_CODES
+    if slot == STEADY:
+        return plan.edit(phase, (STEADY, *_slots(code, FULL)))
+    return plan.edit(phase, (slot,)) if slot in _slots(code, SHARE) else {}
+
+
+def _part(edits: Sequence[SiteEdit | None]) -> StackedPart:
     rows = [edit or SiteEdit() for edit in edits]
-    stacked = StackedEdit(
+    stacked = StackedPart(
         shift=_rows([row.shift for row in rows]), turn=_rows([row.turn for row in rows])
     )
     for slot in range(max(len(row.projections) for row in rows)):

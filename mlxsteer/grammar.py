@@ -1,9 +1,9 @@
-"""The steering text: `terse:3, formal:-1@think`. Parses and prints terms; knows no vector.
+"""The steering text: `terse:3, formal:-1@think@first(40)`. Parses and prints; knows no vector.
 
-    term      = name [":" number ["d" | "r"]] ["@" positions]
-    positions = answer | think | generated | prompt | all
-    steering  = term {"," term}
+    steering = term {"," term}
+    term     = name [":" number ["d" | "r"]] {"@" suffix}
 
+Suffixes say where and when a term acts (see `suffixes`); docs/grammar.md has the whole on a page.
 A name with a comma, a colon before a number or an `@` in it is written in double quotes.
 `parse(format(x)) == x` for every list of terms.
 """
@@ -15,37 +15,58 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlxsteer.errors import UsageError, near_matches
+from mlxsteer.errors import UsageError
+from mlxsteer.suffixes import (
+    COUNTS,
+    NUMBER,
+    POSITIONS,
+    When,
+    blanks,
+    check_name,
+    check_suffixes,
+    fault,
+    format_number,
+    format_suffixes,
+    parse_suffixes,
+)
 
-POSITIONS = ("answer", "think", "generated", "prompt", "all")
+__all__ = ["COUNTS", "POSITIONS", "UNITS", "Term", "When", "format", "parse"]
+
 UNITS = ("", "d", "r")  # strength, raw dose, raw multiple of the stored arrays
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_STRENGTH = re.compile(rf"(?P<number>{_NUMBER})(?P<unit>[dr]?)\Z")
+_STRENGTH = re.compile(rf"(?P<number>{NUMBER})(?P<unit>[dr]?)\Z")
 _PLAIN_NAME = re.compile(r'[^\s",@:][^",@]*\Z')
 
 
 @dataclass(frozen=True)
 class Term:
-    """One steering term: a vector's name, a signed amount in `unit`, and where it acts.
+    """One steering term: a vector's name, a signed amount in `unit`, where and when it acts.
 
-    `positions` None means the vector's own default.
+    positions: None means the vector's own default. when: a condition on a reading. first, after,
+    decay: generated tokens, counted from the start of an answer.
     """
 
     name: str
     amount: float = 1.0
     unit: str = ""
     positions: str | None = None
+    when: When | None = None
+    first: int | None = None
+    after: int | None = None
+    decay: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or '"' in self.name or self.name != self.name.strip():
-            raise UsageError(f"{self.name!r} is not a vector's name. Type e.g. terse:3.")
+        check_name(self.name)
         if not math.isfinite(self.amount):
             raise UsageError(f"The strength of {self.name!r} must be a finite number.")
         if self.unit not in UNITS:
             raise UsageError(f"Unknown unit {self.unit!r}: d (dose) or r (raw multiple).")
-        if self.positions is not None and self.positions not in POSITIONS:
-            raise UsageError(_unknown_positions(self.positions))
+        check_suffixes(vars(self))
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a condition or a schedule."""
+        return self.when is not None or any(getattr(self, kind) is not None for kind in COUNTS)
 
 
 def parse(text: str) -> list[Term]:
@@ -71,7 +92,7 @@ def _split(text: str) -> list[tuple[int, str]]:
             pieces.append((start, text[start:index]))
             start = index + 1
     if quoted:
-        raise _error(text, text.rindex('"'), "this quote is never closed")
+        raise fault(text, text.rindex('"'), "this quote is never closed")
     pieces.append((start, text[start:]))
     if len(pieces) == 1 and not text.strip():
         return []
@@ -79,33 +100,25 @@ def _split(text: str) -> list[tuple[int, str]]:
 
 
 def _parse_term(piece: str, text: str, start: int) -> Term:
-    start += _blanks(piece)
+    start += blanks(piece)
     piece = piece.strip()
     if not piece:
-        raise _error(text, start, "a term is missing here")
+        raise fault(text, start, "a term is missing here")
     name, rest, offset = _split_name(piece, text, start)
-    body, at, positions = rest.partition("@")
-    if at and positions.strip() not in POSITIONS:
-        at_word = start + offset + len(body) + 1 + _blanks(positions)
-        raise _error(text, at_word, _unknown_positions(positions.strip()))
-    where = positions.strip() if at else None
-    body = body.rstrip()
-    if not body:
-        return Term(name, positions=where)
-    match = _STRENGTH.match(body[1:].strip())
+    body = rest.partition("@")[0]
+    suffixes = parse_suffixes(rest[len(body) :], text, start + offset + len(body))
+    if not body.strip():
+        return Term(name, **suffixes)
+    strength = body[1:].strip()
+    match = _STRENGTH.match(strength)
     if not match or not math.isfinite(float(match["number"])):
-        raise _error(
+        raise fault(
             text,
-            start + offset + 1 + _blanks(body[1:]),
-            f"{body[1:].strip()!r} is not a strength; type a number such as 3 or -1.5,"
+            start + offset + 1 + blanks(body[1:]),
+            f"{strength!r} is not a strength; type a number such as 3 or -1.5,"
             " 0.2d for a dose, 0.5r for a raw multiple",
         )
-    return Term(name, float(match["number"]), match["unit"], where)
-
-
-def _blanks(text: str) -> int:
-    """How many blanks `text` begins with."""
-    return len(text) - len(text.lstrip())
+    return Term(name, float(match["number"]), match["unit"], **suffixes)
 
 
 def _split_name(piece: str, text: str, start: int) -> tuple[str, str, int]:
@@ -114,10 +127,10 @@ def _split_name(piece: str, text: str, start: int) -> tuple[str, str, int]:
         end = piece.index('"', 1)
         name, rest = piece[1:end], piece[end + 1 :]
         if rest.strip() and rest.lstrip()[0] not in ":@":
-            raise _error(text, start + end + 1, "after a quoted name comes : or @")
+            raise fault(text, start + end + 1, "after a quoted name comes : or @")
         if not name.strip():
-            raise _error(text, start, "the name is empty")
-        return name.strip(), rest.lstrip(), end + 1 + _blanks(rest)
+            raise fault(text, start, "the name is empty")
+        return name.strip(), rest.lstrip(), end + 1 + blanks(rest)
     body = piece.partition("@")[0]
     # A Hub name is owner/repo:name, so only a colon before something that is, or was meant as,
     # a number begins the strength.
@@ -126,7 +139,7 @@ def _split_name(piece: str, text: str, start: int) -> tuple[str, str, int]:
         cut = -1
     cut = len(body) if cut < 0 else cut
     if not body[:cut].strip():
-        raise _error(text, start, "the name is missing before this")
+        raise fault(text, start, "the name is missing before this")
     return body[:cut].strip(), piece[cut:], cut
 
 
@@ -138,8 +151,8 @@ def _is_hub_colon(body: str, cut: int) -> bool:
 
 def _format_term(term: Term) -> str:
     name = term.name if _is_plain(term.name) else f'"{term.name}"'
-    amount = f":{_number(term.amount)}{term.unit}"
-    return name + amount + (f"@{term.positions}" if term.positions else "")
+    amount = f":{format_number(term.amount)}{term.unit}"
+    return name + amount + format_suffixes(vars(term))
 
 
 def _is_plain(name: str) -> bool:
@@ -147,23 +160,3 @@ def _is_plain(name: str) -> bool:
         return False
     cut = name.rfind(":")
     return cut < 0 or _is_hub_colon(name, cut)
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
-
-
-def _unknown_positions(positions: str) -> str:
-    return (
-        f"unknown positions {positions!r}.{near_matches(positions, POSITIONS)}"
-        f" Choose from {', '.join(POSITIONS)}"
-    )
-
-
-def _error(text: str, position: int, reason: str) -> UsageError:
-    position = min(position, len(text))
-    marked = f"{text[:position]}⟨here⟩{text[position:]}"
-    return UsageError(
-        f"Steering text, character {position + 1}: {reason}. In: {marked}"
-        "  Example: --steer 'terse:3, formal:-1@think'"
-    )

@@ -31,6 +31,7 @@ from mlxsteer.vector import SteeringVector
 
 if TYPE_CHECKING:
     from mlxsteer.contrast import ContrastSet
+    from mlxsteer.meter import Meters, Series
 
 Steer = str | SteeringVector | Term | Plan | Mapping[str, float] | Iterable[Any] | None
 Conversation = str | Sequence[Mapping[str, Any]]
@@ -129,7 +130,12 @@ class Model:
         if isinstance(steer, Plan):
             return steer
         pairs = list(self._terms(steer))
-        plan = build(pairs, self.shape, force=force)
+        plan = build(
+            pairs,
+            self.shape,
+            force=force,
+            find=lambda name: library.find_or_extract(name, self),
+        )
         self.hooks.require(plan.places)
         return plan
 
@@ -201,7 +207,8 @@ class Model:
         self.hooks.require(places)
         rows = RowCache([self.row(plan, len(tokens))])
         batch = mx.array([tokens])
-        edits = self.steered.stacker.edits([plan], rows.take(batch))
+        weights = rows.weights(len(tokens), [plan])
+        edits = self.steered.stacker.edits([plan], rows.take(batch), weights)
         run = Run(edits=edits, capture=frozenset(places))
         with self.hooks.forward(run):
             self.network(batch)
@@ -209,6 +216,12 @@ class Model:
             site: mx.stack([run.captured[layer, site][0] for layer in range(self.n_layers)])
             for site in sites
         }
+
+    def meter(self, content: str | Sequence[int], meters: Meters, steer: Steer = None) -> Series:
+        """Readings of text or token ids, token by token, along vectors (see `meter.meter`)."""
+        from mlxsteer.meter import meter
+
+        return meter(self, content, meters, self.plan(steer))
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         tokens = [int(token) for token in token_ids]

@@ -7,7 +7,7 @@ shape and norms, never the model; `edits` stacks the plans of a batch into a for
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +17,10 @@ from mlxsteer.errors import UsageError
 from mlxsteer.fitting import ModelShape, check_model, fitted
 from mlxsteer.grammar import Term
 from mlxsteer.grammar import format as format_terms
+from mlxsteer.probe import probe_of
 from mlxsteer.similarity import coincidences
+from mlxsteer.suffixes import WITH_PROMPT
+from mlxsteer.timing import Gate, Timing
 from mlxsteer.vector import EDGE, Array, SteeringVector
 
 # A position's phase is a set of bits. The last prompt position is PROMPT | (the phase of the
@@ -31,7 +34,11 @@ PHASES_OF: Mapping[str, int] = {
     "all": PROMPT | THINK | ANSWER | TOOL,
 }
 
+MAX_TIMINGS = 32  # how each acts is a digit in base 3 of one 64-bit integer (`edits`)
+
 Place = tuple[int, str]
+Slots = tuple[int, ...]
+STEADY = -1  # the slot of terms without condition or schedule
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class PlannedTerm:
     positions: str
     lengths: Array
     dose: float | None
+    timing: Timing | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -73,7 +81,10 @@ class Plan:
     def __init__(self, terms: Sequence[PlannedTerm], warnings: Sequence[str] = ()):
         self.terms = tuple(terms)
         self.warnings = tuple(warnings)
-        self._edits: dict[int, dict[Place, SiteEdit]] = {}
+        timings = {p.timing.key: p.timing for p in self.terms if p.timing is not None}
+        self.timings = tuple(timings.values())
+        self._slots = {key: slot for slot, key in enumerate(timings)}
+        self._edits: dict[tuple[int, Slots], dict[Place, SiteEdit]] = {}
         self._stamps: dict[int, str] = {}
 
     def __bool__(self) -> bool:
@@ -84,8 +95,23 @@ class Plan:
 
     @property
     def places(self) -> set[Place]:
-        """Every (layer, site) that the plan touches."""
-        return {(layer, p.vector.site) for p in self.terms for layer in p.layers}
+        """Every (layer, site) that the plan edits or reads."""
+        edited = {(layer, p.vector.site) for p in self.terms for layer in p.layers}
+        return edited | {(gate.probe.layer, gate.probe.site) for gate in self.gates}
+
+    @cached_property
+    def gates(self) -> tuple[Gate, ...]:
+        """The distinct gates of its terms."""
+        gates = [timing.gate for timing in self.timings if timing.gate is not None]
+        return tuple({gate.key: gate for gate in gates}.values())
+
+    def weights(self, counts: Sequence[int], open_gates: Mapping[str, bool]) -> Array:
+        """float32 [T, timings]: the share of its strength with which each timing's terms act.
+
+        counts: per position, the tokens generated before the one it gives (see `timing`).
+        """
+        weights = [[t.weight(count, open_gates) for t in self.timings] for count in counts]
+        return np.array(weights, np.float32).reshape(len(counts), len(self.timings))
 
     @cached_property
     def key(self) -> str:
@@ -95,6 +121,8 @@ class Plan:
             vector = planned.vector
             words = (vector.op, vector.site, planned.positions, vector.norm_preserving)
             digest.update(repr(words).encode())
+            if planned.timing is not None:
+                digest.update(planned.timing.key.encode())
             for layer in planned.layers:
                 digest.update(np.int32(layer).tobytes() + planned.lengths[layer].tobytes())
                 digest.update(np.ascontiguousarray(vector.directions[layer]).tobytes())
@@ -106,19 +134,27 @@ class Plan:
             self._stamps[phase] = Plan(self._acting(phase)).key
         return self._stamps[phase]
 
-    def edit(self, phase: int) -> dict[Place, SiteEdit]:
-        """{place: edit} at positions of `phase`."""
-        if phase not in self._edits:
+    def edit(self, phase: int, slots: Slots = (STEADY,)) -> dict[Place, SiteEdit]:
+        """{place: edit} at positions of `phase`, by the terms of `slots`.
+
+        A slot is an index of `timings`, or STEADY for the terms that have none.
+        """
+        if (phase, slots) not in self._edits:
             edits: dict[Place, SiteEdit] = {}
             for planned in self._acting(phase):
+                if self._slot(planned) not in slots:
+                    continue
                 for layer in planned.layers:
                     place = (layer, planned.vector.site)
                     edits[place] = _with_term(edits.get(place, SiteEdit()), planned, layer)
-            self._edits[phase] = edits
-        return self._edits[phase]
+            self._edits[phase, slots] = edits
+        return self._edits[phase, slots]
 
     def _acting(self, phase: int) -> list[PlannedTerm]:
-        return [planned for planned in self.terms if planned.phases & phase]
+        return [planned for planned in self.terms if PHASES_OF[planned.positions] & phase]
+
+    def _slot(self, planned: PlannedTerm) -> int:
+        return STEADY if planned.timing is None else self._slots[planned.timing.key]
 
     def explain(self) -> str:
         """A table: what is added where, at what dose, on which positions."""
@@ -128,30 +164,85 @@ class Plan:
 
 
 def build(
-    terms: Iterable[tuple[Term, SteeringVector]], shape: ModelShape, *, force: bool = False
+    terms: Iterable[tuple[Term, SteeringVector]],
+    shape: ModelShape,
+    *,
+    force: bool = False,
+    find: Callable[[str], SteeringVector] | None = None,
 ) -> Plan:
     """The plan of (term, vector) pairs on a model of `shape`.
 
-    Terms of strength 0 leave no trace. Raises VectorError for a vector of another shape or (not
-    `force`) architecture, UsageError for a strength that the op cannot have.
+    find: the vector of a name in a condition that no term has. Terms of strength 0 leave no
+    trace. Raises VectorError for a vector of another shape or (not `force`) architecture,
+    UsageError for a strength that the op cannot have or a condition that cannot be met.
     """
+    terms = list(terms)
+    named = {term.name: vector for term, vector in terms}
     planned, warnings = [], []
     for term, vector in terms:
         vector = fitted(vector, shape)
         warnings += check_model(vector, shape, force=force)
+        read = _read(term, named, find)
+        warnings += check_model(read, shape, force=force) if read else []
+        timing = _timing(term, vector, read, shape)
         if term.amount == 0:
             continue
-        planned.append(_plan_term(term, vector, shape))
-        if vector.op != "project" and not term.unit and abs(term.amount * vector.gain) > EDGE:
-            warnings.append(
-                f"{vector.name}:{term.amount:g} is above 5, the edge of coherent output; obeying."
-            )
-        if vector.op == "add" and not term.unit and vector.calibration is None:
-            warnings.append(
-                f"{vector.name} is uncalibrated: strength 5 is taken as dose"
-                f" {vector.delta(1):g}. To find its limit: mlxsteer calibrate {vector.name}"
-            )
-    return Plan(planned, warnings + coincidences(planned))
+        planned.append(replace(_plan_term(term, vector, shape), timing=timing))
+        warnings += _strength_warnings(term, vector)
+    plan = Plan(planned, warnings + coincidences(planned))
+    if len(plan.timings) > MAX_TIMINGS:
+        raise UsageError(
+            f"{len(plan.timings)} different conditions and schedules are too many for one text;"
+            f" {MAX_TIMINGS} go. Give terms that act together the same ones."
+        )
+    return plan
+
+
+def _strength_warnings(term: Term, vector: SteeringVector) -> Iterator[str]:
+    if vector.op != "project" and not term.unit and abs(term.amount * vector.gain) > EDGE:
+        yield f"{vector.name}:{term.amount:g} is above 5, the edge of coherent output; obeying."
+    if vector.op == "add" and not term.unit and vector.calibration is None:
+        yield (
+            f"{vector.name} is uncalibrated: strength 5 is taken as dose"
+            f" {vector.delta(1):g}. To find its limit: mlxsteer calibrate {vector.name}"
+        )
+
+
+def _read(
+    term: Term,
+    named: Mapping[str, SteeringVector],
+    find: Callable[[str], SteeringVector] | None,
+) -> SteeringVector | None:
+    """The vector that the term's condition reads."""
+    if term.when is None:
+        return None
+    name = term.when.name
+    if name in named:
+        return named[name]
+    if find is None:
+        raise UsageError(
+            f"There is no vector to read {name!r} with. Steer with it as well, if only by"
+            f" strength 0: {name}:0"
+        )
+    return find(name)
+
+
+def _timing(
+    term: Term, vector: SteeringVector, read: SteeringVector | None, shape: ModelShape
+) -> Timing | None:
+    if not term.timed:
+        return None
+    if (term.positions or vector.positions) in WITH_PROMPT:
+        raise UsageError(
+            f"Conditions and schedules go by generated tokens, and {vector.name!r} acts on"
+            f" {vector.positions} positions unless told. Tell it:"
+            f" {format_terms([replace(term, positions='generated')])}"
+        )
+    gate = None
+    if term.when is not None and read is not None:
+        probe = probe_of(read, shape, term.when.layer)
+        gate = Gate(probe, term.when.sign == ">", term.when.value)
+    return Timing(gate, term.first, term.after, term.decay)
 
 
 def _plan_term(term: Term, vector: SteeringVector, shape: ModelShape) -> PlannedTerm:
@@ -202,7 +293,8 @@ def _explain(planned: PlannedTerm) -> str:
         if planned.dose is not None:
             amount = f"dose {planned.dose:+.3f} over {len(layers)} layers, {amount}"
     keeping = ", norm kept" if vector.norm_preserving else ""
-    return f"{format_terms([planned.term])}: {how}; {amount}{keeping}"
+    timing = f"; {planned.timing}" if planned.timing is not None else ""
+    return f"{format_terms([planned.term])}: {how}; {amount}{keeping}{timing}"
 
 
 def _spans(layers: Sequence[int]) -> str:

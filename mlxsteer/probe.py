@@ -5,7 +5,9 @@ A probe is data made from a vector; what is done with its readings is others' bu
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +18,10 @@ from mlxsteer.fitting import ModelShape, fitted
 from mlxsteer.vector import Array, SteeringVector
 
 SMALLEST_UNIT = 1e-4  # of the residual norm: poles nearer than this do not scale a reading
+# Token by token, readings spread by 0.11 to 0.39 of the poles' distance (standard deviation;
+# terse, formal, french and cheerful in four answers of the demo model), french by 0.04 norms.
+MARGIN = 0.1
+NORM_MARGIN = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +29,7 @@ class Probe:
     """One direction at one place, and the scale it is read on.
 
     direction: float32 unit [d]. origin, unit: the component along it that reads 0, and how much
-    more reads 1.
+    more reads 1. margin: a difference of readings that is noise rather than change.
 
     A vector that we extracted knows where its poles lay at the positions it was extracted from:
     there 0 is the average reading of the negative pole and 1 that of the positive one. For any
@@ -37,6 +43,14 @@ class Probe:
     direction: Array
     origin: float
     unit: float
+    margin: float = MARGIN
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for probes that read alike."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.direction).tobytes())
+        digest.update(repr((self.layer, self.site, self.origin, self.unit, self.margin)).encode())
+        return digest.hexdigest()
 
     def read(self, states: mx.array) -> mx.array:
         """[..., d] → float32 [...]: (states·direction − origin) / unit."""
@@ -65,17 +79,17 @@ def probe_of(vector: SteeringVector, shape: ModelShape, layer: int | None = None
             " single reading. Read a vector that has one, e.g. one made by mlxsteer extract."
         )
     norm = vector.residual_norm if vector.residual_norm is not None else shape.residual_norm()
-    origin, unit = _scale(vector, layer, float(norm[layer]))
-    return Probe(vector.name, layer, vector.site, direction[0], origin, unit)
+    scale = _scale(vector, layer, float(norm[layer]))
+    return Probe(vector.name, layer, vector.site, direction[0], *scale)
 
 
-def _scale(vector: SteeringVector, layer: int, norm: float) -> tuple[float, float]:
-    """(origin, unit) from the poles' readings, where the vector stores them (see `extract`)."""
+def _scale(vector: SteeringVector, layer: int, norm: float) -> tuple[float, float, float]:
+    """(origin, unit, margin) from the poles' readings where the vector stores them (`extract`)."""
     report = next((r for r in _reports(vector) if r.get("layer") == layer), {})
     low, high = report.get("negative_reading"), report.get("positive_reading")
     if low is None or high is None or high - low <= SMALLEST_UNIT * norm:
-        return 0.0, norm
-    return float(low), float(high - low)
+        return 0.0, norm, NORM_MARGIN
+    return float(low), float(high - low), MARGIN
 
 
 def _reports(vector: SteeringVector) -> list[dict[str, Any]]:

@@ -7,14 +7,18 @@ call can read it. Nothing here touches model arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from mlxsteer.edits import PADDING
 from mlxsteer.plan import ANSWER, PROMPT, THINK, TOOL, Plan
+from mlxsteer.probe import Probe
+from mlxsteer.timing import Gate
 
 Tokens = tuple[int, ...]
 Unread = tuple[Any, int, int, int]  # (tokens [B, T], row, first, past the last)
@@ -53,6 +57,23 @@ class Markers:
         return max(map(len, (self.think_start, self.think_end, self.tool_start, self.tool_end)))
 
 
+class Readings:
+    """What P probes read in the B rows of a pass; looked at when a row first asks."""
+
+    def __init__(self, keys: Sequence[str], array: Any):
+        """keys: of the probes. array: float32 [P, B], perhaps not computed yet."""
+        self.keys = tuple(keys)
+        self.array = array
+
+    def of(self, row: int) -> dict[str, float]:
+        """{probe key: reading} of one row."""
+        return dict(zip(self.keys, self._values[:, row].tolist(), strict=True))
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        return np.array(self.array)
+
+
 @dataclass
 class Control:
     """What steers a sequence now. Shared by reference, so a new plan acts on the next token."""
@@ -67,6 +88,8 @@ class Row:
     first: the phase of the first generated token (ANSWER, or THINK when the prompt opens a
     thought). seen: tokens already in the cache. unread: generated tokens that were not looked at
     yet, because no phase mattered; a plan that comes later finds the right phase through them.
+    open_gates: {gate key: whether it is open} after the position before the last; readings: those
+    of the last, and the row in them, until they are looked at.
     """
 
     control: Control
@@ -77,6 +100,45 @@ class Row:
     phase: int = 0
     recent: Tokens = ()
     unread: tuple[Unread, ...] = ()
+    open_gates: Mapping[str, bool] = field(default_factory=dict)
+    readings: tuple[Readings, int] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many tokens of the answer are generated before the one that the next position gives.
+
+        0 at the last prompt position, negative before it.
+        """
+        return self.seen - (self.prompt_length - 1)
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The gates of its plan."""
+        return self.control.plan.gates if self.control.plan else ()
+
+    def weights(self, count: int, plan: Plan | None) -> np.ndarray | None:
+        """`plan.weights` of the next `count` positions; None where the plan has no timings.
+
+        Where it has gates, waits for the last readings.
+        """
+        self._turn_gates(plan.gates if plan else ())
+        if not plan or not plan.timings:
+            return None
+        return plan.weights(range(self.count, self.count + count), self.open_gates)
+
+    def _turn_gates(self, gates: Sequence[Gate]) -> None:
+        """Open and close `gates` as the last readings say; one that was not read is shut."""
+        if not gates:
+            self.open_gates, self.readings = {}, None
+        if self.readings is None:
+            return
+        readings, index = self.readings
+        found, self.readings = readings.of(index), None
+        self.open_gates = {
+            gate.key: gate.after(self.open_gates.get(gate.key, False), found[gate.probe.key])
+            for gate in gates
+            if gate.probe.key in found
+        }
 
     @property
     def needs_tokens(self) -> bool:
@@ -117,6 +179,7 @@ class Row:
             return PROMPT
         if position == self.prompt_length - 1:
             self.phase, self.recent, self.unread = self.first, (), ()
+            self.open_gates, self.readings = {}, None
             return PROMPT | self.first
         if self.phase == 0:
             self.phase = self.first
@@ -154,6 +217,24 @@ class RowCache:
     def plans(self) -> list[Plan | None]:
         return [row.control.plan for row in self.rows]
 
+    def weights(self, count: int, plans: Sequence[Plan | None]) -> list[np.ndarray | None]:
+        """Per row, `Row.weights` of the next `count` positions."""
+        return [row.weights(count, plan) for row, plan in zip(self.rows, plans, strict=True)]
+
+    def pieces(self, count: int) -> list[int]:
+        """The lengths of the parts in which the next `count` positions must run.
+
+        A gate goes by the position before, so a row with gates takes its generated positions one
+        by one.
+        """
+        ends = {count}
+        for index, row in enumerate(self.rows):
+            if row.gates:
+                real = count if self._lengths is None else min(count, self._lengths[index])
+                ends |= set(range(max(1, 1 - row.count), real + 1))
+        edges = [0, *sorted(ends)]
+        return [end - start for start, end in pairwise(edges)]
+
     def take(self, tokens: Any) -> np.ndarray:
         """Phases [B, T] of the positions of `tokens` [B, T]; padding is 0. Moves the rows on."""
         batch, count = tokens.shape
@@ -168,6 +249,24 @@ class RowCache:
                 row.defer(tokens, index, real)
             phases[index, :real] = row.phases(real, values[index] if values else None)
         return phases
+
+    def probes(self, phases: np.ndarray) -> dict[str, Probe]:
+        """What to read at the last of the positions just taken, by key."""
+        rows = [self.rows[index] for index in self._gated(phases)]
+        return {gate.probe.key: gate.probe for row in rows for gate in row.gates}
+
+    def note(self, phases: np.ndarray, readings: Readings) -> None:
+        """Keep what `probes` read there, for the gates at the next positions."""
+        for index in self._gated(phases):
+            self.rows[index].readings = (readings, index)
+
+    def _gated(self, phases: np.ndarray) -> list[int]:
+        """The rows whose next position has gates that go by the last one taken."""
+        return [
+            index
+            for index, row in enumerate(self.rows)
+            if row.gates and row.count > 0 and phases[index, -1] != PADDING
+        ]
 
     # --- mlx-lm's cache protocol -------------------------------------------------------------
 

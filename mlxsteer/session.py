@@ -22,12 +22,15 @@ from mlxsteer import library
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.files import write_text
 from mlxsteer.generation import PREFILL_STEP, Piece, Sampling, stream
+from mlxsteer.meter import Meters, probes_of
 from mlxsteer.plan import PROMPT, Plan, build
+from mlxsteer.probe import Probe
 from mlxsteer.prompting import Messages, Thinking, can_think, messages_of, render
 from mlxsteer.rows import Row
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model, Steer
+    from mlxsteer.vector import SteeringVector
 
 OnPrefill = Callable[[int, int], None]
 
@@ -88,6 +91,7 @@ class Session:
         thinking: Thinking = False,
         sampling: Sampling | None = None,
         force: bool = False,
+        meters: Meters = (),
     ) -> None:
         self.model = model
         self.sampling = sampling or Sampling()
@@ -98,8 +102,10 @@ class Session:
         self.messages: Messages = []
         self.last = Turn()
         self.plan = Plan([])
+        self.probes: tuple[Probe, ...] = ()
         self._prefixes: list[CachedPrefix] = []
         self.steer(steer)
+        self.meter(meters)
 
     # --- settings --------------------------------------------------------------------------
 
@@ -117,6 +123,14 @@ class Session:
             mode = "maximum effort" if thinking == "max" else "thinking mode"
             raise UsageError(f"{self.model.label} has no {mode}. Leave it off.")
         self.thinking = thinking
+
+    def meter(self, meters: Meters) -> tuple[Probe, ...]:
+        """What the pieces of the next answers carry readings of (see `meter.probes_of`).
+
+        Nothing, `()`, switches it off.
+        """
+        self.probes = probes_of(self.model, meters) if meters else ()
+        return self.probes
 
     def reset(self) -> None:
         """Forget the conversation; keep the settings."""
@@ -175,7 +189,9 @@ class Session:
         plan = plan_now()
         live = self._prefilled(tokens, plan, on_prefill)
         kept = [] if live.trimmable else [CachedPrefix(copy.deepcopy(live.cache), list(live.rows))]
-        pieces = stream(self.model, tokens, plan, self.sampling, cache=live.cache)
+        pieces = stream(
+            self.model, tokens, plan, self.sampling, cache=live.cache, probes=self.probes
+        )
         while True:
             self._prefixes = kept  # a pass that fails leaves `live` in pieces
             piece = next(pieces, None)
@@ -246,9 +262,13 @@ class Session:
 
     def _steering_text(self) -> str:
         """The steering in words that lead to the same arrays again."""
+
+        def find(name: str) -> SteeringVector:
+            return library.find(name, self.model.key)
+
         try:
-            found = [(t.term, library.find(t.term.name, self.model.key)) for t in self.plan.terms]
-            same = build(found, self.model.shape, force=True).key == self.plan.key
+            found = [(t.term, find(t.term.name)) for t in self.plan.terms]
+            same = build(found, self.model.shape, force=True, find=find).key == self.plan.key
         except MlxsteerError:
             same = False
         if not same:

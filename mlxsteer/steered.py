@@ -6,6 +6,7 @@ says who the rows are. Holds no weights and changes none.
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxsteer.edits import Stacker
 from mlxsteer.models.hooks import Hooks, Place, Run
-from mlxsteer.rows import Row, RowCache
+from mlxsteer.rows import Readings, Row, RowCache
 
 
 class SteeredModel:
@@ -39,9 +40,37 @@ class SteeredModel:
     def read(
         self, tokens: mx.array, cache: list[Any], places: frozenset[Place]
     ) -> tuple[mx.array, dict[Place, mx.array]]:
-        """(logits [B, T, V], {place: float32 states [B, T, D], after its edits})."""
+        """(logits [B, T, V], {place: float32 states [B, T, D], after its edits}).
+
+        Rows with conditions run their generated tokens one by one, since each decides how the
+        next is steered.
+        """
+        pieces = cache[-1].pieces(tokens.shape[1])
+        if len(pieces) == 1:
+            return self._pass(tokens, cache, places)
+        starts = [0, *accumulate(pieces)]
+        passes = [self._pass(tokens[:, a:b], cache, places) for a, b in pairwise(starts)]
+        logits = mx.concatenate([logits for logits, _ in passes], axis=1)
+        states = {
+            place: mx.concatenate([captured[place] for _, captured in passes], axis=1)
+            for place in places
+        }
+        return logits, states
+
+    def _pass(
+        self, tokens: mx.array, cache: list[Any], places: frozenset[Place]
+    ) -> tuple[mx.array, dict[Place, mx.array]]:
         *layer_caches, rows = cache
-        plans = rows.plans
-        run = Run(edits=self.stacker.edits(plans, rows.take(tokens)), capture=places)
-        with self.hooks.forward(run if run.edits or places else None):
-            return self.hooks.model(tokens, cache=layer_caches), run.captured
+        plans = rows.plans  # once: a slider may move meanwhile
+        weights = rows.weights(tokens.shape[1], plans)
+        phases = rows.take(tokens)
+        probes = rows.probes(phases)
+        read = frozenset((probe.layer, probe.site) for probe in probes.values())
+        run = Run(self.stacker.edits(plans, phases, weights), places | read)
+        with self.hooks.forward(run if run.edits or run.capture else None):
+            logits = self.hooks.model(tokens, cache=layer_caches)
+        if probes:
+            states = {place: run.captured[place][:, -1] for place in read}
+            readings = [probe.read(states[probe.layer, probe.site]) for probe in probes.values()]
+            rows.note(phases, Readings(list(probes), mx.stack(readings)))
+        return logits, run.captured
