@@ -6,13 +6,13 @@ for rows that need them.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from mlxsteer.generation import PENALTY_WINDOW, Sampling
 from mlxsteer.server.jobs import Job
@@ -100,41 +100,44 @@ def choose(
 
 def _draw(logits: mx.array, choices: Sequence[Choice], chosen: Chosen) -> None:
     """Put samples in the place of the greedy tokens of rows that sample."""
-    groups: dict[Sampling, list[int]] = {}
-    for index, choice in enumerate(choices):
-        if not choice.greedy and index not in chosen.failed:
-            groups.setdefault(_alike(choice.sampling), []).append(index)
+    rows = [i for i, c in enumerate(choices) if not c.greedy and i not in chosen.failed]
+    if not rows:
+        return
+    samplings = [choices[index].sampling for index in rows]
+    kept = logits if len(rows) == len(choices) else logits[mx.array(rows)]
+    scores = kept - mx.logsumexp(kept, axis=-1, keepdims=True)
+    scores = mx.where(scores < _floors(scores, samplings), -mx.inf, scores)
+    weights = scores * mx.array([[1 / sampling.temp] for sampling in samplings])
     drawn: dict[int, mx.array] = {}
-    for sampling, indices in groups.items():
-        kept = logits if len(indices) == len(choices) else logits[mx.array(indices)]
-        weights = _filtered(kept, sampling) * (1 / sampling.temp)
-        for at, index in enumerate(indices):
-            chosen.keys[index], key = mx.random.split(choices[index].key)
-            drawn[index] = mx.random.categorical(weights[at : at + 1], key=key)
-    if drawn:
-        greedy = chosen.tokens
-        chosen.tokens = mx.concatenate(
-            [drawn.get(index, greedy[index : index + 1]) for index in range(len(choices))]
-        )
-
-
-def _alike(sampling: Sampling) -> Sampling:
-    """The same for all rows whose logits are filtered the same way."""
-    return Sampling(
-        temp=sampling.temp, top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p
+    for at, index in enumerate(rows):
+        chosen.keys[index], key = mx.random.split(choices[index].key)
+        drawn[index] = mx.random.categorical(weights[at : at + 1], key=key)
+    greedy = chosen.tokens
+    chosen.tokens = mx.concatenate(
+        [drawn.get(index, greedy[index : index + 1]) for index in range(len(choices))]
     )
 
 
-def _filtered(logits: mx.array, sampling: Sampling) -> mx.array:
-    """Log-probabilities [B, V], -inf at tokens that the sampling leaves out."""
-    scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    if sampling.top_p < 1:
-        scores = apply_top_p(scores, sampling.top_p)
-    if sampling.min_p > 0:
-        scores = apply_min_p(scores, sampling.min_p)
-    if 0 < sampling.top_k < scores.shape[-1]:
-        scores = apply_top_k(scores, sampling.top_k)
-    return scores
+def _floors(scores: mx.array, samplings: Sequence[Sampling]) -> mx.array:
+    """[B, 1] the lowest log-probability that each row may still pick. scores: [B, V].
+
+    top_p, top_k and min_p each leave the likeliest tokens, so their strictest decides. All rows
+    share one sort, each with its own settings.
+    """
+    lowest = [[math.log(s.min_p) if s.min_p > 0 else -math.inf] for s in samplings]
+    floors = scores.max(axis=-1, keepdims=True) + mx.array(lowest)
+    ranked = [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k > 0]
+    if not ranked:
+        return floors
+    at = mx.array(ranked)
+    best_first = -mx.sort(-scores[at], axis=-1)
+    before = mx.cumsum(mx.exp(best_first), axis=-1, inclusive=False)
+    size = scores.shape[-1]
+    shares = mx.array([[samplings[i].top_p if samplings[i].top_p < 1 else 2.0] for i in ranked])
+    most = mx.array([[samplings[i].top_k or size] for i in ranked])
+    count = mx.minimum((before < shares).sum(axis=-1, keepdims=True), mx.minimum(most, size))
+    floors[at] = mx.maximum(floors[at], mx.take_along_axis(best_first, count - 1, axis=-1))
+    return floors
 
 
 def _added(logits: mx.array, amounts: dict[int, float]) -> mx.array:

@@ -40,19 +40,12 @@ class Batch:
         """Take a row in, with its own cache."""
         if can_batch(self.model.steered, row.row):
             cache = [type(entry).merge([entry]) for entry in cache]
-        self._extend([row], cache)
-
-    def absorb(self, other: Batch) -> None:
-        """Take in all rows of `other`."""
-        self._extend(other.rows, other.cache)
-
-    def _extend(self, rows: list[Answering], cache: list[Any]) -> None:
-        if not self.rows:
-            self.cache = cache
-        else:
+        if self.rows:
             for entry, new in zip(self.cache, cache, strict=True):
                 entry.extend(new)
-        self.rows = [*self.rows, *rows]
+        else:
+            self.cache = cache
+        self.rows = [*self.rows, row]
 
     def own_cache(self, row: Answering) -> list[Any]:
         """The layers' caches of one row, apart from the others'."""

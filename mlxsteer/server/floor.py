@@ -49,7 +49,7 @@ class Floor:
         self.tokens = 0
         self._rows: list[Answering] = []
         self._prefills: deque[Prefill] = deque()
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[int, Batch] = {}  # below 0: rows that were in a failed step, apart
         self._rate = FIRST_RATE
         self._turns = 0
 
@@ -171,7 +171,7 @@ class Floor:
             self._step_singly(batch)
 
     def _step_singly(self, batch: Batch) -> None:
-        """After a failed step the joint cache is in pieces: every row goes on from its tokens."""
+        """After a failed step the joint cache is in pieces: rows go on from their tokens, apart."""
         rows, batch.rows, batch.cache = batch.rows, [], []
         for row in rows:
             alone = Batch(self.model)
@@ -182,4 +182,4 @@ class Floor:
                 log.exception("request %s failed", row.generation.id)
                 row.fail(f"The next token could not be computed: {error}")
             else:
-                batch.absorb(alone)
+                self._batches[min(0, *self._batches) - 1] = alone

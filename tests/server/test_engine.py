@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
+import mlxsteer
+from mlxsteer.errors import ContextLengthError, MlxsteerError, UsageError
 from mlxsteer.generation import Sampling, stream
 from mlxsteer.model import Model
-from mlxsteer.plan import Plan
-from mlxsteer.server.engine import Engine, Event, Generation, Job
+from mlxsteer.plan import PROMPT, Plan, SiteEdit
+from mlxsteer.probe import probe_of
+from mlxsteer.server import decoding, floor
+from mlxsteer.server.engine import Busy, Closing, Engine, Event, Generation, Job
+from mlxsteer.server.floor import Floor
 from mlxsteer.server.prefix import PrefixCache
-from tests.chat_models import random_directions
+from tests.chat_models import chat_folder, random_directions
 
 QUESTIONS = ("w1 w2", "w3 w4 w5 w6 w7 w8 w9", "w10", "w11 w12 w13", "w14 w15 w16 w17 w18")
 GREEDY = Sampling(max_tokens=24)
@@ -60,3 +70,366 @@ def test_differently_steered_answers_decoded_together_equal_their_single_runs(
     together = answers_of([engine.submit(each) for each in jobs])
     assert together == [alone(tiny, q, p, GREEDY) for q, p in zip(QUESTIONS, plans, strict=True)]
     assert len({tuple(tokens) for tokens in together}) == len(together)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_join_at_any_time_get_what_they_get_alone(tiny: Model, seed: int) -> None:
+    rng = random.Random(seed)
+    sampling = [
+        GREEDY,
+        Sampling(max_tokens=9, temp=1.2, seed=rng.randrange(99)),
+        Sampling(max_tokens=30, temp=0.8, top_p=0.9, seed=5),
+        Sampling(max_tokens=12, repetition_penalty=1.5),
+        Sampling(max_tokens=20, temp=1.0, top_k=5, min_p=0.05, seed=6),
+    ]
+    plans = plans_of(tiny)
+    asked = [(rng.choice(QUESTIONS), rng.choice(plans), rng.choice(sampling)) for _ in range(16)]
+    engine = Engine(tiny, max_running=6, max_queued=20, prefix_cache=PrefixCache())
+    engine.start()
+    going = []
+    for question, plan, how in asked:
+        going.append(engine.submit(job(tiny, question, plan, sampling=how)))
+        time.sleep(rng.random() * 0.02)
+    together = answers_of(going)
+    engine.close()
+    assert together == [alone(tiny, *each) for each in asked]
+
+
+def test_text_phases_and_finish_reasons_are_those_of_a_single_run(
+    engine: Engine, tiny: Model
+) -> None:
+    tokens = tiny.render("w1 w2", thinking=True)
+    events = list(engine.submit(Job(tuple(tokens), tiny.plan(None), GREEDY)).events())
+    pieces = list(stream(tiny, tokens, tiny.plan(None), GREEDY))
+    assert [(e.text, e.phase) for e in events] == [(p.text, p.phase) for p in pieces]
+    assert events[-1].finish_reason == pieces[-1].finish_reason
+    assert [event.finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1].token == -1
+
+
+def test_a_moved_slider_acts_on_exactly_the_token_it_names(engine: Engine, tiny: Model) -> None:
+    plain, pushed = tiny.plan(None), tiny.plan((random_directions(0), "2r"))
+    generation = engine.submit(job(tiny, "w1 w2", plain, sampling=Sampling(max_tokens=60)))
+    events = generation.events()
+    seen = [next(events) for _ in range(5)]
+    first = generation.steer(pushed)
+    seen += list(events)
+    assert first >= 5
+    steers = [event.steer for event in seen if event.token >= 0]
+    assert steers == [""] * first + [str(pushed)] * (len(steers) - first)
+    # The same by hand: tokens up to `first` under one plan, the rest under the other.
+    cache, tokens = tiny.make_cache(), tiny.render("w1 w2")
+    length, wanted = len(tokens), []
+    for index in range(len(steers)):
+        plan = plain if index < first else pushed
+        logits = tiny.logits(tokens, plan, cache, prompt_length=length)
+        tokens = [int(logits[-1].argmax().item())]
+        wanted += tokens
+    assert tokens_of(seen) == wanted
+
+
+def test_steering_set_before_the_first_token_acts_on_all(tiny: Model) -> None:
+    engine = Engine(tiny)
+    generation = Generation(job(tiny, "w1 w2"))
+    pushed = tiny.plan((random_directions(0), "2r"))
+    assert generation.steer(pushed) == 0
+    engine._queue.append(generation)
+    engine.start()
+    assert tokens_of(list(generation.events())) == alone(tiny, "w1 w2", pushed, GREEDY)
+    engine.close()
+    with pytest.raises(MlxsteerError, match="complete"):
+        generation.steer(pushed)
+
+
+def test_cancelling_frees_the_row_and_leaves_the_others(engine: Engine, tiny: Model) -> None:
+    long = Sampling(max_tokens=200)
+    first = engine.submit(job(tiny, "w1 w2", sampling=long))
+    second = engine.submit(job(tiny, "w10"))
+    events = first.events()
+    next(events)
+    first.cancel()
+    rest = list(events)
+    assert rest[-1].finish_reason == "cancelled"
+    assert len(rest) < 150
+    assert answers_of([second]) == [alone(tiny, "w10", tiny.plan(None), GREEDY)]
+    assert engine.status().finished["cancelled"] == 1
+
+
+@pytest.mark.parametrize("index", [2, 7])
+def test_a_stop_text_across_tokens_is_cut_off(engine: Engine, tiny: Model, index: int) -> None:
+    plain = [e.text for e in engine.submit(job(tiny, "w1 w2")).events()]
+    whole = "".join(plain)
+    middle = len("".join(plain[: index + 1]))
+    stop = whole[middle - 2 : middle + 2]  # the end of one token and the beginning of the next
+    events = list(engine.submit(job(tiny, "w1 w2", stop=("never", stop))).events())
+    assert "".join(event.text for event in events) == whole[: whole.index(stop)]
+    assert (events[-1].finish_reason, events[-1].stop_sequence) == ("stop", stop)
+
+
+def test_text_that_only_begins_like_a_stop_text_is_kept(engine: Engine, tiny: Model) -> None:
+    plain = "".join(event.text for event in engine.submit(job(tiny, "w1 w2")).events())
+    held = job(tiny, "w1 w2", stop=(plain[5:15] + "!", plain[-3:] + "!"))
+    events = list(engine.submit(held).events())
+    assert "".join(event.text for event in events) == plain
+    assert events[-1].finish_reason == "length"
+
+
+def test_log_probabilities_are_those_of_the_logits(engine: Engine, tiny: Model) -> None:
+    plan = tiny.plan((random_directions(0), "1r"))
+    asked = job(tiny, "w1 w2", plan, logprobs=3, presence_penalty=1.0, logit_bias={7: 3.0})
+    beside = engine.submit(job(tiny, "w10"))
+    events = list(engine.submit(asked).events())[:-1]
+    assert all(event.logprob is None for event in beside.events())
+    tokens = tiny.render("w1 w2")
+    whole = [*tokens, *tokens_of(events)]
+    logits = np.array(tiny.logits(whole[:-1], plan, prompt_length=len(tokens)))
+    scores = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[len(tokens) - 1 :]
+    for event, row in zip(events, scores, strict=True):
+        best = np.argsort(-row)[:3]
+        assert event.logprob == pytest.approx(row[event.token], abs=1e-4)
+        assert [token for token, _ in event.top] == best.tolist()
+        assert [score for _, score in event.top] == pytest.approx(row[best].tolist(), abs=1e-4)
+
+
+def test_bias_and_penalties_act_on_their_row_alone(engine: Engine, tiny: Model) -> None:
+    plain = engine.submit(job(tiny, "w1 w2"))
+    banned = alone(tiny, "w1 w2", tiny.plan(None), GREEDY)[0]
+    biased = engine.submit(job(tiny, "w1 w2", logit_bias={banned: -100.0}))
+    penalised = engine.submit(job(tiny, "w1 w2", presence_penalty=100.0))
+    counted = engine.submit(job(tiny, "w1 w2", frequency_penalty=100.0))
+    without, once, again = answers_of([biased, penalised, counted])
+    assert answers_of([plain]) == [alone(tiny, "w1 w2", tiny.plan(None), GREEDY)]
+    assert banned not in without
+    assert len(set(once)) == len(once)
+    assert once == again
+
+
+def test_readings_are_those_of_a_captured_pass(engine: Engine, tiny: Model) -> None:
+    vector = random_directions(3)
+    probe = probe_of(vector, tiny.shape)
+    plan = tiny.plan((random_directions(0), "1r"))
+    engine.submit(job(tiny, "w3 w4"))
+    events = list(engine.submit(job(tiny, "w1 w2", plan, probes=(probe,))).events())[:-1]
+    tokens = tiny.render("w1 w2")
+    whole = [*tokens, *tokens_of(events)]
+    cache = tiny.steered.new_cache(tiny.row(plan, len(tokens)))
+    place = (probe.layer, probe.site)
+    _, captured = tiny.steered.read(mx.array([whole[:-1]]), cache, frozenset({place}))
+    states = probe.read(captured[place][0, len(tokens) - 1 :])
+    assert [event.readings[0] for event in events] == pytest.approx(states.tolist(), abs=1e-4)
+
+
+def test_a_full_queue_says_when_to_come_back(tiny: Model) -> None:
+    engine = Engine(tiny, max_running=1, max_queued=2)
+    engine.start()
+    release = threading.Event()
+    engine.run_between(release.wait)
+    going = [engine.submit(job(tiny, "w1 w2")) for _ in range(3)]
+    with pytest.raises(Busy) as refused:
+        engine.submit(job(tiny, "w1 w2"))
+    assert 1 <= refused.value.retry_after <= 60
+    release.set()
+    assert all(tokens for tokens in answers_of(going))
+    assert tokens_of(list(engine.submit(job(tiny, "w1 w2")).events()))
+    engine.close()
+
+
+def test_what_cannot_be_run_is_refused_at_once(engine: Engine, tiny: Model) -> None:
+    plan = tiny.plan(None)
+    with pytest.raises(UsageError, match="empty"):
+        engine.submit(Job((), plan))
+    with pytest.raises(UsageError, match="no token 64"):
+        engine.submit(Job((1, 64), plan))
+    with pytest.raises(UsageError, match="no token -1"):
+        engine.submit(Job((1,), plan, logit_bias={-1: 2.0}))
+    with pytest.raises(ContextLengthError):
+        engine.submit(Job((1,) * 300, plan))
+
+
+def test_a_prompt_of_one_token_is_answered(engine: Engine, tiny: Model) -> None:
+    plan = tiny.plan((random_directions(0), "1r"))
+    beside = engine.submit(job(tiny, "w1 w2"))
+    events = list(engine.submit(Job((5,), plan, GREEDY)).events())
+    pieces = stream(tiny, [5], plan, GREEDY)
+    assert tokens_of(events) == [piece.token for piece in pieces if piece.token >= 0][:24]
+    assert len(answers_of([beside])[0]) == 24
+
+
+class Breaking(Sampling):
+    """Sampling whose penalties raise at the third token."""
+
+    def processors(self) -> list[Any]:
+        calls: list[int] = []
+
+        def process(tokens: Any, logits: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise RuntimeError("broken rule")
+            return logits
+
+        return [process]
+
+
+def test_a_row_whose_rules_fail_ends_alone(engine: Engine, tiny: Model) -> None:
+    bad = engine.submit(job(tiny, "w1 w2", sampling=Breaking(max_tokens=20)))
+    good = engine.submit(job(tiny, "w10"))
+    events = list(bad.events())
+    assert events[-1].finish_reason == "error"
+    assert "broken rule" in (events[-1].error or "")
+    assert len(tokens_of(events)) == 2
+    assert answers_of([good]) == [alone(tiny, "w10", tiny.plan(None), GREEDY)]
+
+
+class BrokenPlan(Plan):
+    """A plan whose arrays do not fit the model: a forward pass with it fails."""
+
+    def __init__(self, plan: Plan):
+        super().__init__(plan.terms)
+        self.key = "broken"  # the kept edits of a sound plan would do
+
+    def edit(self, phase: int, *rest: Any) -> dict[Any, Any]:
+        if phase & PROMPT:
+            return {}
+        return {(1, "residual"): SiteEdit(shift=np.ones(7, np.float32))}
+
+
+def test_a_row_that_breaks_the_shared_step_ends_alone(engine: Engine, tiny: Model) -> None:
+    plans = plans_of(tiny)[:3]
+    sampling = Sampling(max_tokens=24, temp=0.9, seed=4)
+    bad = engine.submit(job(tiny, "w1 w2", BrokenPlan(plans[1])))
+    asked = list(zip(QUESTIONS, plans, strict=False))
+    good = [engine.submit(job(tiny, q, p, sampling=sampling)) for q, p in asked]
+    events = list(bad.events())
+    assert (events[-1].finish_reason, len(tokens_of(events))) == ("error", 1)
+    assert answers_of(good) == [alone(tiny, q, p, sampling) for q, p in asked]
+
+
+def test_a_live_change_survives_a_failed_step(engine: Engine, tiny: Model) -> None:
+    plain, pushed = tiny.plan(None), tiny.plan((random_directions(0), "2r"))
+    calm = engine.submit(job(tiny, "w1 w2", plain, sampling=Sampling(max_tokens=40)))
+    events = calm.events()
+    seen = [next(events) for _ in range(4)]
+    first = calm.steer(pushed)
+    seen += [next(events) for _ in range(first)]
+    list(engine.submit(job(tiny, "w10", BrokenPlan(pushed))).events())
+    seen += list(events)
+    quiet = engine.submit(job(tiny, "w1 w2", plain, sampling=Sampling(max_tokens=first)))
+    start = answers_of([quiet])[0]
+    prompt = tiny.render("w1 w2")
+    cache = tiny.make_cache()
+    tiny.logits([*prompt, *start[:-1]], plain, cache, prompt_length=len(prompt))
+    wanted, last = list(start), start[-1]
+    while len(wanted) < 40:
+        last = int(tiny.logits([last], pushed, cache, len(prompt))[-1].argmax().item())
+        wanted.append(last)
+    assert tokens_of(seen) == wanted
+
+
+def test_closing_finishes_what_it_can_and_cancels_the_rest(tiny: Model) -> None:
+    before = threading.active_count()
+    engine = Engine(tiny, max_running=2)
+    engine.start()
+    short = [engine.submit(job(tiny, q)) for q in QUESTIONS]
+    engine.close(drain_seconds=60)
+    assert [list(g.events())[-1].finish_reason for g in short] == ["length"] * len(short)
+    assert threading.active_count() == before
+    with pytest.raises(Closing):
+        engine.submit(job(tiny, "w1"))
+
+    engine = Engine(tiny, max_running=1)
+    engine.start()
+    release = threading.Event()
+    engine.run_between(release.wait)
+    left = [engine.submit(job(tiny, q)) for q in QUESTIONS]
+    closer = threading.Thread(target=engine.close, args=(0.0,))
+    closer.start()
+    release.set()
+    closer.join()
+    assert [list(g.events())[-1].finish_reason for g in left][-1] == "cancelled"
+    assert threading.active_count() == before
+
+
+def test_work_between_steps_lets_answers_go_on(engine: Engine, tiny: Model) -> None:
+    generation = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=60)))
+    seen: list[int] = []
+
+    def sliced() -> Any:
+        while len(seen) < 5:
+            seen.append(generation.tokens)
+            yield
+        return threading.current_thread().name
+
+    def breathing() -> list[int]:
+        counts = []
+        for _ in range(5):
+            counts.append(generation.tokens)
+            engine.breathe()
+        return counts
+
+    assert engine.run_between(sliced).result(60) == "mlxsteer-engine"
+    assert len(set(seen)) == 5
+    assert len(set(engine.run_between(breathing).result(60))) == 5
+    with pytest.raises(ZeroDivisionError):
+        engine.run_between(lambda: 1 // 0).result(60)
+    assert answers_of([generation]) == [
+        alone(tiny, "w1 w2", tiny.plan(None), Sampling(max_tokens=60))
+    ]
+
+
+def test_an_event_loop_can_follow_an_answer(engine: Engine, tiny: Model) -> None:
+    async def follow() -> list[Event]:
+        return [event async for event in engine.submit(job(tiny, "w1 w2"))]
+
+    events = asyncio.run(follow())
+    assert tokens_of(events) == alone(tiny, "w1 w2", tiny.plan(None), GREEDY)
+
+
+def test_a_long_prompt_does_not_stall_its_neighbours(
+    engine: Engine, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Floor, "_slice", lambda self: 16)
+    beside = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=100)))
+    next(beside.events())
+    before = beside.tokens
+    long = engine.submit(Job(tuple(tiny.render("w3 " * 150)), tiny.plan(None), GREEDY))
+    while long.state != "running" and long.state != "done":
+        time.sleep(0.001)
+    assert beside.tokens - before >= 4
+    assert long.prefilled >= 150
+    assert answers_of([long]) == [alone(tiny, "w3 " * 150, tiny.plan(None), GREEDY)]
+
+
+def test_rows_of_very_different_length_decode_apart_and_right(
+    engine: Engine, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "SHORT", 16)
+    questions = ["w1 w2", "w3 " * 100, "w4", "w5 " * 90]
+    going = [engine.submit(job(tiny, q)) for q in questions]
+    assert answers_of(going) == [alone(tiny, q, tiny.plan(None), GREEDY) for q in questions]
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3_next", "mamba2"])
+def test_other_kinds_of_caches_share_steps_too(tmp_path: Path, family: str) -> None:
+    model = mlxsteer.load(str(chat_folder(tmp_path / family, family)))
+    engine = Engine(model, prefix_cache=PrefixCache())
+    engine.start()
+    sampling = Sampling(max_tokens=30)
+    for _ in range(2):
+        going = [engine.submit(job(model, q, sampling=sampling)) for q in QUESTIONS]
+        wanted = [alone(model, q, model.plan(None), sampling) for q in QUESTIONS]
+        assert answers_of(going) == wanted
+    engine.close()
+
+
+def test_a_model_whose_caches_cannot_be_joined_answers_one_at_a_time(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (floor, decoding):
+        monkeypatch.setattr(module, "can_batch", lambda steered, row: False)
+    engine = Engine(tiny, prefix_cache=PrefixCache())
+    engine.start()
+    plans = plans_of(tiny)
+    going = [engine.submit(job(tiny, q, p)) for q, p in zip(QUESTIONS, plans, strict=True)]
+    wanted = [alone(tiny, q, p, GREEDY) for q, p in zip(QUESTIONS, plans, strict=True)]
+    assert answers_of(going) == wanted
+    engine.close()
