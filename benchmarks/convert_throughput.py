@@ -69,13 +69,11 @@ def codes(dtype: str, nbytes: int) -> bytes:
 
 def worker(source: Path, out: Path, recipe: str) -> None:
     """Convert in a process of its own; print seconds and the growth of peak memory."""
-    from mlxsteer.convert import finish
     from mlxsteer.convert.plan import make_plan
     from mlxsteer.convert.recipes import RECIPES
     from mlxsteer.convert.run import convert
     from mlxsteer.convert.sources import LocalSource
 
-    finish.chat_template({})  # imports the model library: seconds that do not grow with the size
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     local = LocalSource(source)
     started = time.perf_counter()

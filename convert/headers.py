@@ -6,7 +6,7 @@ Knows the container, not the model. Data are read by `reader`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -41,6 +41,13 @@ class TensorEntry:
         row = self.nbytes // self.shape[0]
         shape = (last - first, *self.shape[1:])
         return replace(self, shape=shape, start=self.start + first * row)
+
+    def blocks(self, nbytes: int) -> Iterator[TensorEntry]:
+        """The entry cut along its first axis into runs of at most `nbytes`, or of one row."""
+        rows = self.shape[0]
+        step = max(1, rows * nbytes // max(self.nbytes, 1))
+        for first in range(0, rows, step):
+            yield self.rows(first, min(rows, first + step))
 
     def item(self, index: int) -> TensorEntry:
         """Element `index` of the first axis, without that axis."""

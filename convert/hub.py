@@ -55,7 +55,11 @@ class HubSource:
         )
 
     def fetch(self, shard: str, progress: Progress) -> None:
-        """Download a shard unless it is here. The client takes up a cut connection by itself."""
+        """Download a shard unless it is here.
+
+        The client takes up a cut connection by itself, but gives its partial files names of one
+        process: a new run starts the shard anew, so a stop costs the download of one at most.
+        """
         if self._cached(shard) or self._whole(shard):
             return
         self._sweep()
@@ -169,7 +173,7 @@ def reason(repo: str, error: Exception) -> str:
         return f"The disk filled up while {repo} was downloaded. Free space, then run it again."
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
-        f"The download from {repo} stopped: {first_line}. What is done is kept; run the same"
+        f"The download from {repo} stopped: {first_line}. Finished files are kept; run the same"
         " command to go on."
     )
 
@@ -188,7 +192,7 @@ def _status_bar(progress: Progress, name: str, size: int) -> Any:
             percent = 100 * self._have // size if size else 100
             if percent // 5 != self._said // 5:
                 self._said = percent
-                progress.status(f"downloading {name}: {percent}%")
+                progress.status(f"downloading {Path(name).stem}: {percent}%")
             return None
 
     return StatusBar

@@ -10,7 +10,6 @@ import numpy as np
 
 from mlxsteer.convert.decode import decode, expand_scales
 from mlxsteer.convert.formats import Format, Piece
-from mlxsteer.convert.headers import TensorEntry
 from mlxsteer.convert.importance import Importance
 from mlxsteer.convert.plan import OutputShard, PlannedMatrix
 from mlxsteer.convert.quantise import Quantised, quantise
@@ -18,7 +17,6 @@ from mlxsteer.convert.reader import Reader
 
 # 4M weights: 16 MB as float32, about 200 MB with the search's temporaries.
 BLOCK_WEIGHTS = 1 << 22
-COPY_BYTES = 1 << 20  # stays in the processor's cache from read to hash to write
 
 
 @dataclass
@@ -36,11 +34,13 @@ class ErrorSums:
 def shard_chunks(
     shard: OutputShard, reader: Reader, importance: Importance, errors: ErrorSums
 ) -> Iterator[np.ndarray]:
-    """All data of a shard. Adds to `errors` what quantising cost."""
+    """All data of a shard. Adds to `errors` what quantising cost.
+
+    A chunk is valid until the next one is asked for.
+    """
     for plain in shard.plains:
-        for part in row_blocks(plain.entry):
-            values = reader.read(part)
-            yield values.astype("<i4") if part.dtype == "I64" else values
+        for values in reader.stream(plain.entry):
+            yield values.astype("<i4") if plain.entry.dtype == "I64" else values
     for planned in shard.matrices:
         if planned.exact:
             yield from _exact(planned, reader)
@@ -48,19 +48,10 @@ def shard_chunks(
             yield from _requantised(planned, reader, importance, errors)
 
 
-def row_blocks(entry: TensorEntry) -> Iterator[TensorEntry]:
-    """`entry` cut along its first axis into reads of at most COPY_BYTES."""
-    rows = entry.shape[0]
-    step = max(1, rows * COPY_BYTES // max(entry.nbytes, 1))
-    for first in range(0, rows, step):
-        yield entry.rows(first, min(rows, first + step))
-
-
 def _exact(planned: PlannedMatrix, reader: Reader) -> Iterator[np.ndarray]:
     """Weights are the source's bytes as they are; only FP8's block scales are spread out."""
     for piece in planned.pieces:
-        for part in row_blocks(piece.weight):
-            yield reader.read(part)
+        yield from reader.stream(piece.weight)
     for piece in planned.pieces:
         if piece.scales is not None:
             scales = reader.read(piece.scales)

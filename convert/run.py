@@ -110,7 +110,7 @@ def _check_source(source: Source, name: str, progress: Progress) -> None:
     expected = source.checkpoint.shards[name].sha256
     if expected is None:
         return
-    progress.status(f"checking {name}")
+    progress.status(f"checking {Path(name).stem}")
     if file_sha256(source.locate(name)) != expected:
         source.release(name)
         raise ConvertError(

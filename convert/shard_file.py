@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from mlxsteer.convert.formats import OutputTensor
 Advance = Callable[[int], None]
 
 READ_BLOCK = 1 << 20
-_PENDING = 16  # chunks that may wait to be hashed
 
 
 @dataclass(frozen=True)
@@ -59,50 +57,27 @@ def write_shard(
     path: Path, tensors: Sequence[OutputTensor], chunks: Iterable[np.ndarray], advance: Advance
 ) -> Digest:
     """Write `chunks`, the data of `tensors` one after another. The caller moves the file."""
-    expected = sum(tensor.nbytes for tensor in tensors)
     header = header_bytes(tensors)
-    with path.open("wb", buffering=0) as file, _Hasher() as hasher:
-        hasher.update(header)
+    expected = len(header) + sum(tensor.nbytes for tensor in tensors)
+    found, sums = hashlib.sha256(header), [(len(header), block_sum(header))]
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as helper:
         file.write(header)
-        sums, written = [(len(header), block_sum(header))], 0
         for chunk in chunks:
             data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
-            hasher.update(data)
+            hashed = helper.submit(found.update, data)
             sums.append((len(data), block_sum(data)))
             _write_all(file.write, data)
-            written += len(data)
+            hashed.result()  # from here on the producer may overwrite the chunk
             advance(len(data))
+    written = sum(length for length, _ in sums)
     if written != expected:
         raise ConvertError(f"{path}: wrote {written:,} bytes of {expected:,}; please report this.")
-    return Digest(len(header) + written, hasher.sha256.hexdigest(), tuple(sums))
+    return Digest(written, found.hexdigest(), tuple(sums))
 
 
 def _write_all(write: Callable[[memoryview], int | None], data: memoryview) -> None:
     while data:
         data = data[write(data) or 0 :]
-
-
-class _Hasher:
-    """sha256 on its own thread, so that hashing overlaps reading and writing."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
-
-    def __enter__(self) -> _Hasher:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=error[0] is not None)
-        if error[0] is None:
-            for future in self._pending:
-                future.result()
-
-    def update(self, data: bytes | memoryview) -> None:
-        if len(self._pending) >= _PENDING:
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self.sha256.update, data))
 
 
 def block_sum(data: bytes | memoryview) -> int:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxsteer.convert import reader
 from mlxsteer.convert.sources import LocalSource
 from mlxsteer.convert.verify import verify
-from tests.convert.conftest import TINY
+from tests.convert.conftest import TINY, run
 
 
 @pytest.fixture
@@ -32,6 +33,15 @@ def test_a_lossless_folder_is_bit_equal_to_its_source(folder: Path) -> None:
     # 102 official matrices, wo_a taken apart into 2 groups in each of 5 layers, embed and head
     assert report.exact == 102 + 5 + 2
     assert report.errors == {}
+
+
+def test_tensors_longer_than_a_block_of_copying_are_equal_to_their_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash layers' int64 tables among them, which become int32."""
+    monkeypatch.setattr(reader, "STREAM_BYTES", 1000)
+    run(TINY, tmp_path / "out")
+    assert verify(tmp_path / "out", LocalSource(TINY), everything=True).ok
 
 
 @pytest.mark.parametrize("recipe", ["q3", "q2"])

@@ -1,21 +1,33 @@
 """Our DeepSeek-V4 module. mlx-lm's convention: `Model` and `ModelArgs`.
 
 `register` makes stock mlx-lm tools find it, and win over one that mlx-lm may bring later.
+Names are imported when first used: the chat format alone needs no model library.
 """
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from mlxsteer.models.deepseek_v4.cache import (
-    DeepseekV4Cache,
-    cache_bytes,
-    restore,
-    snapshot,
-)
-from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.model import Model
+if TYPE_CHECKING:
+    from mlxsteer.models.deepseek_v4.cache import (
+        DeepseekV4Cache,
+        cache_bytes,
+        restore,
+        snapshot,
+    )
+    from mlxsteer.models.deepseek_v4.config import ModelArgs
+    from mlxsteer.models.deepseek_v4.model import Model
+
+_HOMES = {
+    "DeepseekV4Cache": "cache",
+    "Model": "model",
+    "ModelArgs": "config",
+    "cache_bytes": "cache",
+    "restore": "cache",
+    "snapshot": "cache",
+}
 
 __all__ = [
     "DeepseekV4Cache",
@@ -28,11 +40,18 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def register() -> None:
     """Let mlx-lm find this module as `deepseek_v4`, and its cache class when loading files."""
     models = import_module("mlx_lm.models")
     caches = import_module("mlx_lm.models.cache")
     ours = sys.modules[__name__]
+    cache_class = import_module(f"{__name__}.cache").DeepseekV4Cache
     sys.modules["mlx_lm.models.deepseek_v4"] = ours
     setattr(models, "deepseek_v4", ours)  # noqa: B010  (a name mypy cannot know)
-    setattr(caches, DeepseekV4Cache.__name__, DeepseekV4Cache)
+    setattr(caches, cache_class.__name__, cache_class)
