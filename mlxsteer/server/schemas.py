@@ -6,6 +6,7 @@ only matter to a hosted service are listed as `Ignored` and change nothing.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,21 +16,26 @@ MAX_MESSAGES = 4096
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_METERS = 8
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
-def _depth_ok(data: Any) -> bool:
+def _check_shape(data: Any) -> None:
+    """ValueError for JSON that is nested too deep, or whose texts no encoding can carry."""
     level = [data]
     for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for item in level
-            for child in (
-                item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-            )
-        ]
+        texts = [item for item in level if isinstance(item, str)]
+        if any(_HALF_PAIR.search(text) for text in texts):
+            raise ValueError("a text holds half a surrogate pair, which is no character")
+        level = [child for item in level for child in _children(item)]
         if not level:
-            return True
-    return False
+            return
+    raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [*item, *item.values()]
+    return item if isinstance(item, list) else []
 
 
 class Body(BaseModel):
@@ -39,9 +45,8 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _shallow(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not _depth_ok(data):
-            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    def _shape(cls, data: Any) -> Any:
+        _check_shape(data)
         return data
 
 

@@ -60,12 +60,17 @@ class Serving:
         self.settings = settings
         self.vectors = Vectors(model)
         self.extractions = Extractions(engine, model)
-        self.recent: deque[Generation] = deque(maxlen=MAX_RECENT)
+        self._ids: deque[str] = deque(maxlen=MAX_RECENT)
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="mlxsteer-render")
 
     def close(self) -> None:
         """Let go of the threads."""
         self._renderer.shutdown(cancel_futures=True)
+
+    def recent(self) -> list[Generation]:
+        """The answers that the engine still knows, the oldest first."""
+        found = map(self.engine.generation, self._ids)
+        return [generation for generation in found if generation is not None]
 
     def check_default(self) -> list[str]:
         """Warnings on the default steering. ApiError's sentence as a UsageError when it is off.
@@ -153,10 +158,6 @@ class Serving:
                 code="invalid_messages",
                 param="messages",
             ) from None
-        except UnicodeError:
-            raise ApiError(
-                400, "The text holds half a surrogate pair.", code="invalid_value"
-            ) from None
 
     async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of plain text."""
@@ -190,7 +191,7 @@ class Serving:
             for generation in generations:
                 generation.cancel()
             raise
-        self.recent.extend(generations)
+        self._ids.extend(generation.id for generation in generations)
         return generations
 
 

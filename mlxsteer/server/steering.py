@@ -269,7 +269,7 @@ class Steered(RunningGeneration):
 @router.get("/generations")
 async def list_generations(request: Request) -> list[RunningGeneration]:
     """The answers in line, being written, or done lately."""
-    return [_shown(found) for found in serving_of(request).recent]
+    return [_shown(found) for found in serving_of(request).recent()]
 
 
 @router.get("/generations/{id}")
