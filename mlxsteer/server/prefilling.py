@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlxsteer.plan import PROMPT
 from mlxsteer.rows import RowCache
 from mlxsteer.server.answering import Answering, run
+from mlxsteer.server.prefix import detached
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
@@ -42,7 +43,7 @@ class Prefill:
         row.note_prompt(count)
         at_mark = len(row.cached) == self.parting or not self.left
         if self.prefixes is not None and count and at_mark:
-            self.prefixes.keep(row.cached, self.cache[:-1])
+            self.prefixes.keep(row.cached, detached(self.cache[:-1]))
         return count
 
     def _reuse(self, prefixes: PrefixCache) -> None:

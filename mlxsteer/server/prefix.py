@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
@@ -50,6 +51,14 @@ def common_length(a: Codes, b: Codes) -> int:
     shorter = min(len(a), len(b))
     differing = np.flatnonzero(a[:shorter] != b[:shorter])
     return int(differing[0]) if len(differing) else shorter
+
+
+def detached(cache: Sequence[Any]) -> list[Any]:
+    """A copy of one sequence's caches, without room to grow where they can be packed."""
+    return [
+        layer.merge([layer]).extract(0) if hasattr(layer, "merge") else copy.deepcopy(layer)
+        for layer in cache
+    ]
 
 
 @dataclass(eq=False)
@@ -120,11 +129,12 @@ class PrefixCache:
         return shared if shared >= MIN_PARTING else 0
 
     def keep(self, rows: Sequence[Stamped], cache: list[Any]) -> None:
-        """Keep the state `cache` (of the layers) after `rows`. The caller may go on writing."""
+        """Keep the state `cache` (of the layers) after `rows`. Nobody may write to it any more."""
         if not rows:
             return
-        nbytes = sum(entry.nbytes for entry in cache)
-        entry = Entry(codes_of(rows), copy.deepcopy(cache), can_trim_prompt_cache(cache), nbytes)
+        mx.eval([layer.state for layer in cache])
+        nbytes = sum(layer.nbytes for layer in cache)
+        entry = Entry(codes_of(rows), cache, can_trim_prompt_cache(cache), nbytes)
         self._add(entry)
         if self.disk is not None:
             self.disk.keep(entry)
