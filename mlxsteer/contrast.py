@@ -44,6 +44,12 @@ METRICS: dict[str, str | None] = {
     "sentence_length": None,
     "word_length": None,
     "list_items": None,
+    "formality": None,
+    "learned_words": None,
+    "hedging": None,
+    "emoji": None,
+    "ended": None,
+    "topic": None,
 }
 
 Messages = tuple[dict[str, str], ...]
@@ -69,12 +75,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Metric:
-    """The number that shows a trait, and which way more of the name moves it."""
+    """The number that shows a trait, and which way more of the name moves it.
+
+    examples: for `topic`, the texts of both poles, from which its words are learned; a set of
+    texts or answers gives its own.
+    """
 
     name: str
     direction: str = "up"
     label: str = ""
     pattern: str | None = None
+    examples: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()), repr=False)
 
     def __post_init__(self) -> None:
         one_of(self.name, METRICS, ("metric", "name"), "metric")
@@ -85,6 +96,12 @@ class Metric:
         if self.pattern and not wanted:
             raise Fault(
                 ("metric", "pattern"), f"metric {self.name!r} takes no 'pattern'. Remove it."
+            )
+        if self.name == "topic" and not all(self.examples):
+            raise Fault(
+                ("metric", "name"),
+                "metric 'topic' learns its words from texts of both poles, so it needs combine"
+                " 'texts' or 'answers'. For other sets, use regex_rate with the topic's words.",
             )
         if self.name.startswith("regex"):
             self.regex()

@@ -92,7 +92,7 @@ def from_dict(data: Mapping[str, Any]) -> ContrastSet:
         positive=positive,
         negative=negative,
         held_out=_question_list(data, "held_out"),
-        metric=_metric(data),
+        metric=_metric(data, (positive, negative) if paired else ((), ())),
         extract=_extract(data, combine),
         license=_text(data, "license") if "license" in data else "",
         instruction=_instruction(data, paired),
@@ -242,6 +242,7 @@ def _question_list(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 Poles = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+Examples = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _instructions(data: Mapping[str, Any], combine: str) -> Poles:
@@ -293,13 +294,13 @@ def _instruction(data: Mapping[str, Any], paired: bool) -> str:
     return _text(data, "instruction")
 
 
-def _metric(data: Mapping[str, Any]) -> Metric:
+def _metric(data: Mapping[str, Any], texts_of_poles: Examples) -> Metric:
     keys = ("name", "pattern", "direction", "label")
     value = _mapping(data, "metric", keys)
     texts = {key: _text(value, key, ("metric",)) for key in keys if key in value}
     _need(value, "name", ("metric",))
     texts.setdefault("label", texts["name"])
-    return Metric(**texts)
+    return Metric(**texts, examples=texts_of_poles if texts["name"] == "topic" else ((), ()))
 
 
 def _extract(data: Mapping[str, Any], combine: str) -> ExtractDefaults:

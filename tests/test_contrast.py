@@ -192,7 +192,6 @@ def test_translations_are_in_their_language(name: str, words: set[str]) -> None:
 # What each pattern must find, and must not.
 EXAMPLES = {
     "golden-gate": ("It looks like the Golden Gate Bridge.", "Cats sleep a lot."),
-    "confident": ("It might perhaps rain.", "It rains."),
     "step-by-step": ("1. Boil water.\n2. Add rice.", "Boil water and add rice."),
     "pirate": ("Ahoy, matey!", "Good morning, sir."),
     "first-person": ("I remember my school.", "It is a school."),
@@ -348,7 +347,7 @@ def test_unknown_name_offers_near_ones_and_the_list() -> None:
     assert "golden-gate" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["_questions", "../prompts/terse", "", "."])
+@pytest.mark.parametrize("name", ["_questions", "_neutral", "_cloze", "../prompts/terse", "", "."])
 def test_only_listed_names_are_names(name: str) -> None:
     with pytest.raises(ContrastError, match="No contrast set is named"):
         ContrastSet.load(name)
@@ -431,6 +430,15 @@ def test_a_set_built_in_python_is_checked_too() -> None:
         Metric("loudness")
     with pytest.raises(ContrastError, match="unknown reading position"):
         ExtractDefaults(position="first_prompt")
+
+
+def test_a_topic_is_learned_from_the_texts_of_the_set() -> None:
+    pairs = [{"positive": "The sea is wide.", "negative": "The road is wide."}]
+    bare = {"questions": None, "positive": None, "negative": None}
+    group = brief(combine="texts", pairs=pairs, metric={"name": "topic"}, **bare)
+    assert group.metric.examples == (group.positive, group.negative)
+    with pytest.raises(ContrastError, match="needs combine 'texts' or 'answers'"):
+        brief(metric={"name": "topic"})
 
 
 def test_metric_names_are_closed_and_used() -> None:

@@ -15,6 +15,8 @@ from mlxsteer.metrics import (
     contractions,
     distinct,
     exclamations,
+    formality,
+    hedging,
     language,
     list_items,
     longest_repeat,
@@ -28,7 +30,16 @@ from mlxsteer.metrics import (
     word_length,
     words,
 )
-from mlxsteer.metrics.lexicon import FUNCTION_WORDS, NEGATIVE, POSITIVE
+from mlxsteer.metrics.lexicon import (
+    FIRST_AND_SECOND_PERSON,
+    FORMAL,
+    FUNCTION_WORDS,
+    INFORMAL,
+    LEARNED_ENDINGS,
+    NEGATIVE,
+    POSITIVE,
+)
+from mlxsteer.metrics.text import emojis
 
 PATTERNS = {"language": "fr", "regex_share": r"\bbridge", "regex_rate": r"\bbridge"}
 SPANISH = "El perro de la casa está en el jardín con los niños, pero no quiere jugar."
@@ -36,9 +47,14 @@ FRENCH = "Le chien est dans le jardin avec les enfants, mais il ne veut pas joue
 ENGLISH = "The dog is in the garden with the children, but it does not want to play."
 
 
+BOTH_POLES = (("the sea is wide", "a wave of the sea"), ("the road is wide", "a bend of the road"))
+
+
 def value(name: str, text: str) -> float:
     """The metric of one answer, by the way that callers take."""
-    [number] = measure(Metric(name, pattern=PATTERNS.get(name)), [text])
+    examples = BOTH_POLES if name == "topic" else ((), ())
+    metric = Metric(name, pattern=PATTERNS.get(name), examples=examples)
+    [number] = measure(metric, [text], ended=[False])
     return number
 
 
@@ -46,7 +62,8 @@ def value(name: str, text: str) -> float:
 
 
 def test_every_metric_of_contrast_sets_has_one_function() -> None:
-    assert sorted([*TEXT_METRICS, *PATTERN_METRICS, "language"]) == sorted(METRICS)
+    others = ["ended", "language", "topic"]
+    assert sorted([*TEXT_METRICS, *PATTERN_METRICS, *others]) == sorted(METRICS)
 
 
 def test_metrics_with_a_pattern_are_those_that_contrast_sets_give_one() -> None:
@@ -63,6 +80,50 @@ def test_answer_without_words_is_zero_or_nan_where_documented(name: str, text: s
 def test_one_number_per_answer_in_order() -> None:
     assert measure(Metric("words"), ["one two", "", "three"]) == [2.0, 0.0, 1.0]
     assert measure(Metric("words"), []) == []
+
+
+def test_natural_ends_are_told_to_measure_and_not_guessed() -> None:
+    assert measure(Metric("ended"), ["Done.", "Not"], ended=[True, False]) == [1.0, 0.0]
+    with pytest.raises(UsageError, match="not in its text"):
+        measure(Metric("ended"), ["Done."])
+
+
+# Each metric on two texts whose order is beyond doubt: more of it, then less.
+ORDER = {
+    "words": ("The sky looks blue because air scatters light.", "Air scatters light."),
+    "uppercase_share": ("STOP right THERE.", "Stop right there."),
+    "language": ("Il pleut sur la ville et dans les rues.", "It rains in the town."),
+    "regex_share": ("We crossed the bridge.", "We crossed the road."),
+    "regex_rate": ("A bridge, a bridge!", "A bridge over the wide, wide river."),
+    "sentiment": ("What a lovely, happy day.", "What a sad, miserable day."),
+    "contractions": ("I don't know, it's odd.", "I do not know, it is odd."),
+    "exclamations": ("Come in! Sit down!", "Come in. Sit down!"),
+    "questions": ("Why? Who says so?", "Because. They say so."),
+    "sentence_length": ("One two three four five six.", "One two. Three four. Five six."),
+    "word_length": ("Extraordinary considerations.", "A big cat sat."),
+    "list_items": ("- salt\n- oil\n- rice", "salt, oil and rice"),
+    "formality": (
+        "Applicants are required to submit the documentation prior to registration.",
+        "Hey guys, you gotta bring your stuff before we get going, okay?",
+    ),
+    "learned_words": (
+        "The evaporation of humidity requires considerable energy.",
+        "Wet air dries.",
+    ),
+    "hedging": ("It might rain, perhaps; I think it depends on the wind.", "It will rain at noon."),
+    "emoji": ("Well done 🎉🎉 see you 😊", "Well done, see you."),
+    "topic": ("The sea rises, a wave.", "The road rises, a bend."),
+}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_more_of_it_is_more(name: str) -> None:
+    more, less = ORDER[name]
+    assert value(name, more) > value(name, less)
+
+
+def test_every_metric_of_texts_has_such_a_pair() -> None:
+    assert {*ORDER, "ended"} == set(METRICS)
 
 
 # ---- words and sentences --------------------------------------------------------------------
@@ -227,6 +288,57 @@ def test_sentiment(text: str, expected: float) -> None:
 def test_no_word_is_both_cheerful_and_gloomy() -> None:
     assert not POSITIVE & NEGATIVE
     assert min(len(POSITIVE), len(NEGATIVE)) >= 150
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I adore this little cafe.",
+        "She was overjoyed to see her brother again.",
+        "The show was hilarious.",
+        "Congratulations, you did very well!",
+    ],
+)
+def test_sentiment_of_plain_praise_is_above_that_of_plain_blame(text: str) -> None:
+    assert sentiment(text) > 0 > sentiment("We are ashamed of what happened.")
+
+
+# ---- register -------------------------------------------------------------------------------
+
+
+def test_hedges_are_counted_per_hundred_words_and_a_phrase_once() -> None:
+    assert hedging("Perhaps it depends on the soil, I think so") == pytest.approx(100 * 3 / 9)
+    assert hedging("It depends. The mightiest seemly maybes") == pytest.approx(100 / 6)
+
+
+def test_formality_is_formal_less_informal_words_per_hundred() -> None:
+    assert formality("Yeah, the registration is therefore free") == pytest.approx(100 / 6)
+    assert formality("You don't say") == pytest.approx(-100 * 2 / 3)
+    assert formality("A nation of cats") == 0  # nation is short, and no learned word
+
+
+def test_no_word_is_both_formal_and_informal() -> None:
+    assert not FORMAL & (INFORMAL | FIRST_AND_SECOND_PERSON)
+    assert not any(word.endswith(LEARNED_ENDINGS) and len(word) >= 8 for word in INFORMAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("😀 😀", 2),
+        ("👍🏽", 1),  # with a skin tone
+        ("👩‍👩‍👧", 1),  # three people joined
+        ("🇫🇷🇩🇪", 2),
+        ("1️⃣ and ❤️ and ☕", 3),
+        ("© 2020 – 100 % → yes ✓ “quoted” 3 * 4 #5", 0),
+    ],
+)
+def test_emoji_are_counted_as_they_are_seen(text: str, expected: int) -> None:
+    assert len(emojis(text)) == expected
+
+
+def test_emoji_share_counts_an_emoji_as_a_word() -> None:
+    assert value("emoji", "Nice work 🎉 🎉") == 50.0
 
 
 # ---- repetition -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from mlxsteer.metrics.text import list_marks, sentences, share, words
+from mlxsteer.metrics.text import emojis, list_marks, sentences, share, words
 
 
 def word_count(text: str) -> float:
@@ -67,3 +67,9 @@ def word_length(text: str) -> float:
 def list_items(text: str) -> float:
     """Lines that begin as a list item does: -, *, •, 1., 2), a)."""
     return float(len(list_marks(text)))
+
+
+def emoji(text: str) -> float:
+    """Emoji per 100 words, an emoji counting as a word, 0..100."""
+    found = len(emojis(text))
+    return 100 * share(found, found + len(words(text)))

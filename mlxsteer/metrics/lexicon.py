@@ -1,4 +1,4 @@
-"""Word lists, ours, for the metrics of language and sentiment.
+"""Word lists, ours, for the metrics of language, sentiment, hedging and formality.
 
 All words are casefolded, with ' as the apostrophe. Knows nothing of how they are counted.
 """
@@ -68,43 +68,52 @@ FUNCTION_WORDS: dict[str, frozenset[str]] = {
 
 POSITIVE = _listed(
     """
-    amazing awesome beautiful beautifully beauty best better blessed bliss bright brighten
-    brilliant calm celebrate celebrated celebrating celebration charming cheer cheerful cheerfully
-    cheers comfort comfortable confident cozy creative cute delicious delight delighted delightful
-    eager elegant encourage encouraged encouraging energetic enjoy enjoyable enjoyed enjoying
-    enjoyment enjoys enthusiasm enthusiastic excellent excited excitement exciting exquisite
-    fabulous fantastic fascinating festive flourish fortunate fortunately friend
-    friendly friends friendship fun generous genius gentle gift glad gladly glorious good gorgeous
-    grace graceful grateful gratitude great happier happily happiness happy harmony healthy helpful
-    hooray hope hopeful hopefully hug ideal impressive incredible inspire inspired inspiring joy
-    joyful joyous kindness laugh laughing laughter lively love loved lovely loves loving lucky
-    magical magnificent marvelous marvellous memorable nice optimistic outstanding peace peaceful
-    perfect perfectly playful pleasant pleased pleasure positive precious proud rejoice relax
-    relaxed remarkable reward rewarding safe satisfied satisfying smile smiles smiling
-    spectacular splendid stunning succeed success successful sunny sunshine superb superbly sweet
-    terrific thank thankful thanks thrilled thrilling thrive treasure triumph vibrant warm
-    warmth welcome win winning wonderful wonderfully wow yay yummy
+    admirable admire adorable adore adored adores agreeable amazing appreciate appreciated
+    awesome beautiful beautifully beauty best better blessed bliss blissful bright brighten
+    brilliant calm celebrate celebrated celebrating celebration charming cheer cheerful
+    cheerfully cheers cheery comfort comfortable confident congratulations content cosy cozy
+    creative cute delicious delight delighted delightful delights eager ecstatic elated elegant
+    encourage encouraged encouraging energetic enjoy enjoyable enjoyed enjoying enjoyment enjoys
+    enthusiasm enthusiastic euphoric excellent excited excitement exciting exquisite fabulous
+    fantastic fascinating festive flourish fortunate fortunately friend friendly friends
+    friendship fun funny generous genius gentle gift glad gladly glorious good gorgeous grace
+    graceful grateful gratitude great happier happily happiness happy harmony healthy helpful
+    hilarious honored honoured hooray hope hopeful hopefully hug ideal impressive incredible
+    inspire inspired inspiring jolly joy joyful joyous jubilant kindness laugh laughing laughter
+    lively love loved lovely loves loving lucky magical magnificent marvellous marvelous
+    memorable merry nice optimistic outstanding overjoyed peace peaceful perfect perfectly
+    playful pleasant pleased pleasing pleasure positive precious proud radiant refreshing
+    rejoice relax relaxed relief relieved remarkable reward rewarding safe satisfied satisfying
+    serene smile smiles smiling soothing spectacular splendid stunning succeed success
+    successful sunny sunshine superb superbly sweet terrific thank thankful thanks thrilled
+    thrilling thrive treasure treat triumph vibrant victorious victory warm warmth welcome win
+    winning wonderful wonderfully wow yay yummy
     """
 )
 
 NEGATIVE = _listed(
     """
-    abandoned abuse afraid agony alas alone anger angry anguish annoyed annoying anxiety anxious
-    ashamed awful bad badly bitter bitterness bleak boring broken burden cruel cruelty cry
-    crying damage damaged danger dangerous dark darkness dead death decay defeat defeated depressed
-    depressing depression despair desperate destroy destroyed destruction die died dies difficult
-    dirty disappoint disappointed disappointing disappointment disaster disgusting dismal doom
-    doomed dread dreadful dreary dull dying empty emptiness endless enemy evil exhausted fail
-    failed failing fails failure fear fearful fears filthy foolish forgotten frightened frustrated
-    frustrating frustration futile ghastly gloom gloomy grave grief grieve grim guilt guilty
-    harm harmful harsh hate hated hateful hatred haunted heartbreak heartbroken helpless
-    hopeless hopelessly horrible horror hurt hurts injury insult jealous joyless
-    lonely lose loneliness loser losing loss lost mediocre meaningless melancholy miserable misery
-    mistake mourn nasty nightmare pain painful pathetic pity pointless poor problem problems
-    regret reject rejected ruin ruined sad sadly sadness scared selfish shame sick sickness sorrow
-    sorry struggle stupid suffer suffered suffering tears tedious terrible terribly threat tired
-    tragedy tragic trouble ugly unfortunate unfortunately unhappy unpleasant upset useless vain
-    violence violent waste weak weary weep wicked worried worry worse worst worthless wound wrong
+    abandoned abuse afflicted afraid agony alas alone anger angry anguish annoyed annoying
+    anxiety anxious appalling ashamed atrocious awful bad badly betrayed bitter bitterness blame
+    blamed bleak bored boring broken burden cries cruel cruelty cry crying cursed damage damaged
+    damn danger dangerous dark darkness dead death decay defeat defeated defective depressed
+    depressing depression despair desperate despise destroy destroyed destroys destruction die
+    died dies difficult dirty disappoint disappointed disappointing disappointment disaster
+    disgrace disgusted disgusting dislike disliked dismal displeased distress doom doomed dread
+    dreadful dreads dreary dull dying emptiness empty endless enemy evil exhausted fail failed
+    failing fails failure fatal fault fear feared fearful fears filthy foolish forgotten
+    frightened frustrated frustrating frustration futile ghastly gloom gloomy grave grief grieve
+    grieving grim guilt guilty harm harmful harsh hate hated hateful hatred haunted heartache
+    heartbreak heartbroken helpless hideous hopeless hopelessly horrible horror hostile
+    humiliated hurt hurts injury insult insulting jealous joyless lame loneliness lonely lose
+    loser losing loss lost lousy mean meaningless mediocre melancholy miserable miserably misery
+    mistake mourn nasty nightmare offended offensive outrage pain painful pathetic pity
+    pointless poor problem problems rage regret reject rejected resent rotten rude ruin ruined
+    sad sadly sadness scared selfish shame sick sickness sobbing sorrow sorry struggle stupid
+    sucks suffer suffered suffering tears tedious terrible terribly terrified threat tired
+    tormented tragedy tragic trouble ugly unbearable unfair unfortunate unfortunately unhappily
+    unhappy unlucky unpleasant upset useless vain vile violence violent waste weak weary weep
+    wicked worried worry worrying worse worst worthless wound wretched wrong
     """
 )
 
@@ -113,4 +122,50 @@ NEGATIONS = _listed(
     """
     not no never none nobody nothing neither nor without hardly barely cannot lack lacks lacking
     """
+)
+
+# Words and phrases that hold back from stating a thing as certain. Any case.
+HEDGES = tuple(
+    " ".join(phrase.split())
+    for phrase in """
+    perhaps, maybe, might, may, could, possibly, probably, presumably, apparently, arguably,
+    roughly, approximately, somewhat, sometimes, often, usually, generally, typically, seem,
+    seems, seemed, appear to, appears to, likely, unlikely, tend to, tends to, suggests, suggest
+    that, i think, i guess, i believe, i suppose, i assume, in my opinion, not sure, uncertain,
+    unclear, unsure, hard to say, it depends, depends on, depending on, to some extent, in some
+    cases, more or less, sort of, kind of, it is possible, it's possible, as far as i know
+    """.split(",")
+)
+
+# Words of speech among friends; contractions and pronouns of I and you are counted beside them.
+INFORMAL = _listed(
+    """
+    ain't anyway anyways awesome bloke bucks buddy bunch cause cool cos crap crazy
+    cute dude dunno folks fun funny get gets getting go goes going gonna got gotta guess guy
+    guys haha heck hell hey hi huge just kid kidding kids kinda lame lol lots
+    maybe mess nah nope oh ok okay oops pal pretty really sorta stuff super sure
+    thanks thing things though totally ugh wanna whatever wow yay yeah yep yes yo yup
+    """
+)
+FORMAL = _listed(
+    """
+    accordingly additionally albeit commence commonly concerning consequently constitute
+    constitutes derive derived desire endeavor endeavour ensure entail facilitate furthermore
+    hence henceforth herein hereby inasmuch inquire kindly moreover nevertheless nonetheless
+    notwithstanding numerous obtain one's particularly permit pertaining possess possesses
+    previously prior provided purchase regarding reside residing respectively shall solely
+    subsequent subsequently sufficient thereby therein thereof therefore thus upon utilize utilized
+    utilizing utmost various whereas whereby wherein whilst whom
+    """
+)
+FIRST_AND_SECOND_PERSON = _listed(
+    """
+    i me my mine myself you your yours yourself we us our ours ourselves
+    """
+)
+# Endings of words that English took from Latin and Greek; counted on words of 8 letters or more.
+LEARNED_ENDINGS = (
+    *("tion", "tions", "sion", "sions", "ment", "ments", "ance", "ances", "ence", "ences"),
+    *("ity", "ities", "ive", "ively", "ical", "ically", "ious", "iously", "ate", "ated", "ates"),
+    *("ology", "ism", "ative", "ible", "ibly", "uous", "ture", "ary", "ancy", "ency"),
 )

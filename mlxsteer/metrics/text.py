@@ -23,6 +23,17 @@ _LIST_MARK = re.compile(
 )
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|vs|e\.g|i\.e|cf|approx)\.", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]*_]*\s+|(?<=[。！？])|\n+")
+# A keycap, a flag of two letters, or a picture with its skin tone and what is joined to it.
+_PICTURE = (
+    "[\u231a\u231b\u23e9-\u23fa\u2600-\u26ff\u2705-\u270d\u2728\u274c-\u274e\u2753-\u2757\u2763"
+    "\u2764\u2795-\u2797\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\U0001f004-\U0001f0cf\U0001f170-"
+    "\U0001f19a\U0001f201-\U0001f265\U0001f300-\U0001f5ff\U0001f600-\U0001faff]"
+)
+_MODIFIERS = "\ufe0f?[\U0001f3fb-\U0001f3ff]?"
+_EMOJI = re.compile(
+    "[0-9#*]\ufe0f?\u20e3|[\U0001f1e6-\U0001f1ff]{2}"
+    f"|{_PICTURE}{_MODIFIERS}(?:\u200d(?:{_PICTURE}|[\u2640\u2642]){_MODIFIERS})*"
+)
 
 
 def words(text: str) -> list[str]:
@@ -53,6 +64,11 @@ def folded(text: str) -> list[str]:
 def list_marks(text: str) -> list[str]:
     """The marks of lines that begin as a list item does."""
     return _LIST_MARK.findall(text)
+
+
+def emojis(text: str) -> list[str]:
+    """The emoji as written; a flag, a family or a skin tone is part of one."""
+    return _EMOJI.findall(text)
 
 
 def share(part: float, whole: float) -> float:
