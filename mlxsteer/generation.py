@@ -15,12 +15,14 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from mlxsteer import batch
 from mlxsteer.errors import UsageError, near_matches
+from mlxsteer.meter import MeteredModel
 from mlxsteer.plan import THINK, TOOL, Plan
 from mlxsteer.prompting import first_phase, within_context
 from mlxsteer.rows import Row
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
+    from mlxsteer.probe import Probe
 
 PREFILL_STEP = batch.PREFILL_STEP
 PENALTY_WINDOW = 20  # tokens that a repetition penalty looks back on
@@ -73,12 +75,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Piece:
-    """One token of an answer. phase: what it belongs to (plan.THINK, ANSWER or TOOL)."""
+    """One token of an answer. phase: what it belongs to (plan.THINK, ANSWER or TOOL).
+
+    readings: of the probes, where some are given, in the state that the token was chosen from;
+    the piece that ends an answer has none.
+    """
 
     text: str
     token: int
     phase: int
     finish_reason: str | None = None
+    readings: tuple[float, ...] = ()
 
     @property
     def thinking(self) -> bool:
@@ -117,12 +124,14 @@ def stream(
     sampling: Sampling,
     *,
     cache: list[Any] | None = None,
+    probes: Sequence[Probe] = (),
     on_prefill: Callable[[int, int], None] | None = None,
 ) -> Iterator[Piece]:
     """The pieces of an answer to the prompt `tokens`.
 
     cache: a cache of `model.steered` whose row has seen a first part of `tokens`; filled
-    further, it then holds every token yielded. on_prefill(done, total): progress.
+    further, it then holds every token yielded. probes: what every piece shall carry readings of
+    (see `meter.probes_of`). on_prefill(done, total): progress.
     """
     tokens = within_context(model, list(tokens))
     row = model.row(plan, len(tokens), first_phase(model, tokens))
@@ -133,9 +142,10 @@ def stream(
         cache[-1].rows[0] = row
     if sampling.seed is not None:
         mx.random.seed(sampling.seed)
+    metered = MeteredModel(model.steered, probes) if probes else None
     steps = generate_step(
         mx.array(tokens[row.seen :]),
-        cast(Any, model.steered),
+        cast(Any, metered or model.steered),
         max_tokens=room(model, len(tokens), sampling.max_tokens),
         sampler=sampling.sampler(),
         logits_processors=_seeing(tokens[: row.seen], sampling.processors()),
@@ -143,7 +153,11 @@ def stream(
         prefill_step_size=PREFILL_STEP,
         prompt_progress_callback=on_prefill,
     )
-    yield from _pieces(model, steps, row)
+    for index, piece in enumerate(_pieces(model, steps, row)):
+        if metered is None or piece.finish_reason is not None:
+            yield piece
+        else:
+            yield replace(piece, readings=metered.take(len(tokens) - 1 + index))
 
 
 def _seeing(cached: Sequence[int], processors: Sequence[Processor]) -> list[Processor]:

@@ -217,11 +217,17 @@ class Model:
             for site in sites
         }
 
-    def meter(self, content: str | Sequence[int], meters: Meters, steer: Steer = None) -> Series:
+    def meter(
+        self,
+        content: str | Sequence[int],
+        meters: Meters,
+        steer: Steer = None,
+        prompt_length: int | None = None,
+    ) -> Series:
         """Readings of text or token ids, token by token, along vectors (see `meter.meter`)."""
         from mlxsteer.meter import meter
 
-        return meter(self, content, meters, self.plan(steer))
+        return meter(self, content, meters, self.plan(steer), prompt_length)
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         tokens = [int(token) for token in token_ids]

@@ -29,7 +29,8 @@ class Probe:
     """One direction at one place, and the scale it is read on.
 
     direction: float32 unit [d]. origin, unit: the component along it that reads 0, and how much
-    more reads 1. margin: a difference of readings that is noise rather than change.
+    more reads 1. margin: a difference of readings that is noise rather than change. poles:
+    whether 0 and 1 are where the poles lay.
 
     A vector that we extracted knows where its poles lay at the positions it was extracted from:
     there 0 is the average reading of the negative pole and 1 that of the positive one. For any
@@ -44,6 +45,7 @@ class Probe:
     origin: float
     unit: float
     margin: float = MARGIN
+    poles: bool = True
 
     @cached_property
     def key(self) -> str:
@@ -83,13 +85,13 @@ def probe_of(vector: SteeringVector, shape: ModelShape, layer: int | None = None
     return Probe(vector.name, layer, vector.site, direction[0], *scale)
 
 
-def _scale(vector: SteeringVector, layer: int, norm: float) -> tuple[float, float, float]:
-    """(origin, unit, margin) from the poles' readings where the vector stores them (`extract`)."""
+def _scale(vector: SteeringVector, layer: int, norm: float) -> tuple[float, float, float, bool]:
+    """(origin, unit, margin, poles): from the poles' readings where `extract` stored them."""
     report = next((r for r in _reports(vector) if r.get("layer") == layer), {})
     low, high = report.get("negative_reading"), report.get("positive_reading")
     if low is None or high is None or high - low <= SMALLEST_UNIT * norm:
-        return 0.0, norm, NORM_MARGIN
-    return float(low), float(high - low), MARGIN
+        return 0.0, norm, NORM_MARGIN, False
+    return float(low), float(high - low), MARGIN, True
 
 
 def _reports(vector: SteeringVector) -> list[dict[str, Any]]:

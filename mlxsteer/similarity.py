@@ -105,7 +105,15 @@ def _meet(one: PlannedTerm, other: PlannedTerm) -> bool:
     """Whether both shift the same states at the same positions."""
     a, b = one.vector, other.vector
     shifts = a.op == b.op == "add" and a.site == b.site
-    return shifts and bool(one.phases & other.phases)
+    return shifts and bool(one.phases & other.phases) and not _ended(one, other)
+
+
+def _ended(one: PlannedTerm, other: PlannedTerm) -> bool:
+    """Whether one's schedule ends before the other's begins."""
+    return any(
+        before.term.first is not None and before.term.first <= (after.term.after or 0)
+        for before, after in ((one, other), (other, one))
+    )
 
 
 def _warning(one: PlannedTerm, other: PlannedTerm, cosine: float) -> str:

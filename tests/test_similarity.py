@@ -94,12 +94,15 @@ def warned(first: str, second: str, cosine: float = 0.95, **fields) -> list[str]
         ("brief:2", 0.95, "nearly the same way (cosine 0.95) and they add up"),
         ("brief:-2", 0.95, "nearly the same way (cosine 0.95) and they work against each other"),
         ("brief:-2", -0.95, "nearly opposite ways (cosine -0.95) and they add up"),
+        ("brief:2@first(9)", 0.95, "nearly the same way (cosine 0.95) and they add up"),
         ("brief:2", -0.95, "nearly opposite ways (cosine -0.95) and they work against each other"),
     ],
 )
 def test_terms_that_nearly_coincide_are_named_with_what_they_do_together(second, cosine, said):
-    (line,) = warned("terse:3@all", second, cosine)
-    assert line == f"terse:3@all and {second} point {said}; one of them may be enough."
+    (line,) = warned("terse:3@generated@after(4)", second, cosine)
+    assert (
+        line == f"terse:3@generated@after(4) and {second} point {said}; one of them may be enough."
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,8 @@ def test_terms_that_nearly_coincide_are_named_with_what_they_do_together(second,
         ("terse:3", "brief:2", 0.89, {}),
         ("terse:3", "brief:2", -0.89, {}),
         ("terse:3@think", "brief:2@answer", 0.95, {}),
+        ("terse:3@first(10)", "brief:2@after(10)", 0.95, {}),
+        ("terse:3@after(20)", "brief:2@first(10)", 0.95, {}),
         ("terse:3", "brief:0", 0.95, {}),
         ("terse:3", "brief:2", 0.95, {"site": "ffn_out"}),
         ("terse:3", "brief:1", 0.95, {"op": "project"}),
