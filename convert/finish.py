@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from importlib import import_module
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mlxsteer.convert.journal import ShardRecord
 from mlxsteer.convert.plan import Plan
 from mlxsteer.convert.sources import RECORD_NAME, Source
 from mlxsteer.files import atomic_path, write_text
+from mlxsteer.models.deepseek_v4.chat_format import chat_template
 
 ErrorTable = dict[str, dict[str, float]]
 
@@ -36,11 +36,8 @@ def finish(
     record = make_record(plan, shards, importance)
     for name in plan.checkpoint.side_files:
         _copy(source.side_file(name), out / name)
-    offered = None
     if "chat_template.jinja" not in plan.checkpoint.side_files:
-        offered = chat_template(plan.checkpoint.config)
-    if offered is not None:
-        write_text(out / "chat_template.jinja", offered)
+        write_text(out / "chat_template.jinja", _template(plan.checkpoint.config))
     write_text(out / INDEX_NAME, json.dumps(weight_index(plan), indent=1) + "\n")
     write_text(out / "README.md", model_card(plan, record))
     write_text(out / "config.json", json.dumps(output_config(plan), indent=1) + "\n")
@@ -119,18 +116,13 @@ def _formats(plan: Plan) -> dict[str, list[str]]:
     return {kind: sorted(formats) for kind, formats in found.items()}
 
 
-def chat_template(config: Mapping[str, Any]) -> str | None:
+def _template(config: Mapping[str, Any]) -> str:
     """The template that the V4 module offers to other clients; the 0731 release has its own.
 
     Its draft keys tell that release: name and version of both configs are the same.
     """
-    try:
-        chat_format = import_module("mlxsteer.models.deepseek_v4.chat_format")
-    except ImportError:  # weights are worth more than a template: it can be added later
-        return None
-    release = "0731" if any(key.startswith("dspark_") for key in config) else "preview"
-    text: str = chat_format.chat_template(release)
-    return text
+    newer = any(key.startswith("dspark_") for key in config)
+    return chat_template("0731" if newer else "preview")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -90,35 +91,27 @@ def test_finished_shards_are_not_written_again(source: Path, tmp_path: Path) -> 
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_shard_damaged_between_runs_is_made_again(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*args: Any) -> None:
-        raise Stop
+@pytest.fixture
+def unfinished(source: Path, tmp_path: Path) -> Path:
+    """A lossless conversion stopped when all its shards were written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "finish", Mock(side_effect=Stop))
+        with pytest.raises(Stop):
+            run(source, tmp_path / "out")
+    return tmp_path / "out"
 
-    monkeypatch.setattr(runner, "finish", stop)
-    with pytest.raises(Stop):
-        run(source, tmp_path / "out")
-    monkeypatch.undo()
-    shard = tmp_path / "out" / "model-00003-of-00005.safetensors"
+
+def test_a_shard_damaged_between_runs_is_made_again(source: Path, unfinished: Path) -> None:
+    shard = unfinished / "model-00003-of-00005.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert run(source, tmp_path / "out").resumed == 4
+    assert run(source, unfinished).resumed == 4
     assert shard.read_bytes() == whole
 
 
-def test_another_recipe_does_not_go_on_where_one_stopped(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*args: Any) -> None:
-        raise Stop
-
-    monkeypatch.setattr(runner, "finish", stop)
-    with pytest.raises(Stop):
-        run(source, tmp_path / "out")
-    monkeypatch.undo()
+def test_another_recipe_does_not_go_on_where_one_stopped(source: Path, unfinished: Path) -> None:
     with pytest.raises(ConvertError, match=r"unfinished conversion of .* with recipe lossless"):
-        run(source, tmp_path / "out", "q2")
+        run(source, unfinished, "q2")
 
 
 def test_two_converters_on_one_target_refuse_each_other(source: Path, tmp_path: Path) -> None:
