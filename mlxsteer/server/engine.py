@@ -23,6 +23,7 @@ from mlxsteer.prompting import within_context
 from mlxsteer.server.asides import Aside
 from mlxsteer.server.floor import Floor
 from mlxsteer.server.jobs import Busy, Closing, Event, FinishReason, Generation, Job
+from mlxsteer.server.settling import settle
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
@@ -96,8 +97,11 @@ class Engine:
     # --- from any thread -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread that from now on does all work on the model."""
-        mx.eval(self.model.network.parameters())  # what was read lazily belongs to this thread
+        """Start the thread that from now on does all work on the model.
+
+        Call it in the thread that loaded the model.
+        """
+        settle(self.model.network)
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="mlxsteer-engine", daemon=True)
         self._thread.start()
@@ -291,3 +295,4 @@ class Engine:
             while self._asides:
                 self._asides.popleft().abandon()
         self._floor.clear()
+        settle(self.model.network)  # for those who use the model next
