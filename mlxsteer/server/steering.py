@@ -25,6 +25,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from mlxsteer import contrast, library
+from mlxsteer.errors import MlxsteerError
 from mlxsteer.server.errors import ApiError
 from mlxsteer.server.extractions import Extraction, wanted_of
 from mlxsteer.server.jobs import Generation
@@ -284,14 +285,10 @@ async def steer_generation(request: Request, id: str, body: Slider) -> Steered:
     serving = serving_of(request)
     generation = _found(serving, id)
     steering = await serving.steering_of(body.steer)
-    if generation.state == "done":
-        raise ApiError(
-            409,
-            "This answer is complete, so its steering cannot change. Ask again with the new one.",
-            code="generation_done",
-            param="id",
-        )
-    first = generation.steer(steering.plan)
+    try:
+        first = generation.steer(steering.plan)
+    except MlxsteerError as error:
+        raise ApiError(409, str(error), code="generation_done", param="id") from None
     shown = _shown(generation).model_dump()
     return Steered(**shown, first_token=first, warnings=list(steering.plan.warnings))
 

@@ -17,7 +17,7 @@ from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.model import Model
 from mlxsteer.server.run import listen
 from mlxsteer.server.settings import Settings
-from tests.server.api import HELLO, ScriptedEngine, chat, post, running
+from tests.server.api import HELLO, WEB, ScriptedEngine, chat, post, running
 
 CHAT = "/v1/chat/completions"
 
@@ -58,10 +58,10 @@ def test_the_key_lets_in(guarded: str, headers: dict[str, str]) -> None:
 
 
 def test_every_path_but_the_page_and_health_needs_the_key(guarded: str) -> None:
-    paths = httpx.get(f"{guarded}/openapi.json", headers=KEY).json()["paths"]
+    paths = WEB.get(f"{guarded}/openapi.json", headers=KEY).json()["paths"]
     for path, operations in paths.items():
         for method in operations:
-            reply = httpx.request(method, guarded + path.replace("{", "").replace("}", ""))
+            reply = WEB.request(method, guarded + path.replace("{", "").replace("}", ""))
             assert (reply.status_code == 200) if path == "/health" else reply.status_code == 401
 
 
@@ -86,14 +86,14 @@ def test_a_foreign_host_name_is_403(address: str, host: str) -> None:
 
 @pytest.mark.parametrize("host", ["localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:9"])
 def test_own_host_names_are_let_in(address: str, host: str) -> None:
-    assert httpx.get(f"{address}/health", headers={"Host": host}).status_code == 200
+    assert WEB.get(f"{address}/health", headers={"Host": host}).status_code == 200
 
 
 def test_an_allowed_origin_gets_cors_and_others_do_not(guarded: str) -> None:
     ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
-    friend = httpx.options(guarded + CHAT, headers={"Origin": "http://friend.test", **ask})
+    friend = WEB.options(guarded + CHAT, headers={"Origin": "http://friend.test", **ask})
     assert friend.headers["access-control-allow-origin"] == "http://friend.test"
-    evil = httpx.options(guarded + CHAT, headers={"Origin": "http://evil.test", **ask})
+    evil = WEB.options(guarded + CHAT, headers={"Origin": "http://evil.test", **ask})
     assert "access-control-allow-origin" not in evil.headers
     reply = post(guarded, CHAT, chat("tiny"), headers={**KEY, "Origin": "http://friend.test"})
     assert "X-Mlxsteer-Generation" in reply.headers["access-control-expose-headers"]
@@ -102,13 +102,13 @@ def test_an_allowed_origin_gets_cors_and_others_do_not(guarded: str) -> None:
 def test_a_large_body_is_413_whether_announced_or_chunked(guarded: str) -> None:
     body = json.dumps(chat("tiny", user="x" * 6000)).encode()
     for content in (body, iter([body[:100], body[100:]])):
-        reply = httpx.post(guarded + CHAT, content=content, headers=KEY)
+        reply = WEB.post(guarded + CHAT, content=content, headers=KEY)
         assert reply.status_code == 413
         assert error_of(reply)["code"] == "too_large"
 
 
 def test_large_headers_are_431(guarded: str) -> None:
-    reply = httpx.get(f"{guarded}/health", headers={"X-Much": "x" * 20_000})
+    reply = WEB.get(f"{guarded}/health", headers={"X-Much": "x" * 20_000})
     assert reply.status_code == 431
 
 
@@ -137,7 +137,7 @@ BAD_BODIES = {
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages"])
 def test_a_body_that_cannot_be_read_is_400(guarded: str, content: bytes, path: str) -> None:
     headers = {**KEY, "Content-Type": "application/json"}
-    reply = httpx.post(guarded + path, content=content, headers=headers)
+    reply = WEB.post(guarded + path, content=content, headers=headers)
     assert reply.status_code == 400
     assert error_of(reply)["type"] == "invalid_request_error"
     assert (reply.json().get("type") == "error") == (path == "/v1/messages")
@@ -146,7 +146,7 @@ def test_a_body_that_cannot_be_read_is_400(guarded: str, content: bytes, path: s
 def test_half_a_surrogate_in_a_tool_is_400(chatty: Model, address: str) -> None:
     content = b'{"model":"tiny","prompt":[1],"max_tokens":1,"stop":["\\ud800"]}'
     headers = {"Content-Type": "application/json"}
-    reply = httpx.post(f"{address}/v1/completions", content=content, headers=headers)
+    reply = WEB.post(f"{address}/v1/completions", content=content, headers=headers)
     assert reply.status_code == 400
 
 
@@ -196,7 +196,7 @@ def test_a_wrong_field_is_400_before_anything_is_streamed(
 ) -> None:
     body = json.dumps(chat("tiny", stream=stream) | fields)
     headers = {"Content-Type": "application/json"}
-    reply = httpx.post(address + CHAT, content=body, headers=headers, timeout=30)
+    reply = WEB.post(address + CHAT, content=body, headers=headers, timeout=30)
     assert reply.status_code == 400, reply.text
     assert error_of(reply)["code"]
 
@@ -213,11 +213,11 @@ def test_steering_given_twice_is_400(address: str, push: Any) -> None:
 
 
 def test_unknown_addresses_and_methods_have_the_shape_too(address: str) -> None:
-    assert error_of(httpx.get(f"{address}/v2"))["code"] == "not_found"
-    reply = httpx.delete(address + CHAT)
+    assert error_of(WEB.get(f"{address}/v2"))["code"] == "not_found"
+    reply = WEB.delete(address + CHAT)
     assert (reply.status_code, error_of(reply)["code"]) == (405, "method_not_allowed")
-    assert httpx.get(f"{address}/panel/..%2Fapp.py").status_code == 404
-    assert httpx.get(f"{address}/v1/steering/vectors/..%2F..%2Fx").status_code == 404
+    assert WEB.get(f"{address}/panel/..%2Fapp.py").status_code == 404
+    assert WEB.get(f"{address}/v1/steering/vectors/..%2F..%2Fx").status_code == 404
 
 
 def test_other_machines_need_a_key_or_an_explicit_waiver() -> None:
@@ -231,7 +231,7 @@ def test_other_machines_need_a_key_or_an_explicit_waiver() -> None:
 def test_a_port_in_use_is_one_line() -> None:
     with (
         listen("127.0.0.1", 0) as bound,
-        pytest.raises(MlxsteerError, match="in use.*--port"),
+        pytest.raises(MlxsteerError, match=r"in use.*--port"),
     ):
         listen("127.0.0.1", bound.getsockname()[1])
 
