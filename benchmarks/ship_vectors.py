@@ -1,161 +1,125 @@
-"""Makes the vectors that ship for the demo model, and keeps those that work.
+"""Evaluates every bundled contrast set on the demo model, and ships the vectors that work.
 
-For each contrast set: extract, calibrate on the first held-out questions, then answer the other
-held-out questions at every strength, greedily, 120 tokens at most. A vector is written to
-`vectors/demo/` only when it passes the checks of `verdict`; its dose table is stored in it.
-Prints each table; `--table` prints those of the shipped vectors without making anything.
+For each set: extract, calibrate on the first held-out questions, evaluate on others (see
+`mlxsteer evaluate`). A vector whose verdict is not "does not work" is written to `vectors/demo/`,
+with its evaluation inside; every verdict, of failures too, goes to `docs/verdicts.json`.
+`--table` prints the table of `docs/library.md` from that file, without running anything.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 import mlxsteer
-from mlxsteer import trials
-from mlxsteer.calibrate import QUESTIONS as CALIBRATION_QUESTIONS
 from mlxsteer.calibrate import Guard, calibrate
-from mlxsteer.cli.options import print_table
-from mlxsteer.contrast import ContrastSet, available
+from mlxsteer.contrast import available
+from mlxsteer.evaluate import Evaluation, evaluate, with_evaluation
+from mlxsteer.files import write_text
 from mlxsteer.model import Model
-from mlxsteer.trials import Arm
 from mlxsteer.vector import SteeringVector
+from mlxsteer.verdict import FAILS
 
-FOLDER = Path(__file__).parent.parent / "vectors" / "demo"
-STRENGTHS = (-3, -1, 0, 1, 3, 5)
-QUESTIONS = 24
-MAX_TOKENS = 120
-# The demo model repeats itself in French under any steering, so there the guard is wider, and the
-# doses end before its answers shrink to nothing. What that costs is in the dose table.
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "vectors" / "demo"
+VERDICTS = ROOT / "docs" / "verdicts.json"
+PROTOCOL = {"questions": 16, "max_tokens": 64, "random": 20, "random_questions": 8}
+# What differs from the defaults, and what a set was extracted with when it works better so.
 SETTINGS: dict[str, dict[str, Any]] = {
+    # The demo model repeats itself in French under any steering: the guard is wider, and the
+    # doses end before its answers shrink to nothing.
     "french": {
-        "guard": Guard(distinct2_ratio=0.25),
-        "doses": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
+        "calibrate": {
+            "guard": Guard(distinct2_ratio=0.25),
+            "doses": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
+        }
     },
 }
-HEADS = ("amount", "metric", "words", "ended", "distinct2", "perplexity")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="contrast sets (default: all)")
-    parser.add_argument("--table", action="store_true", help="measure shipped vectors anew")
-    parser.add_argument("--stored", action="store_true", help="print the stored dose tables")
-    parser.add_argument("--strengths", help="instead of the usual ones, e.g. 0,5,6")
-    parser.add_argument("--keep-failing", action="store_true", help="write those that fail, too")
-    arguments = parser.parse_args()
-    shipped = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
-    if arguments.stored:
-        for name in arguments.names or shipped:
-            show_stored(SteeringVector.load(FOLDER / f"{name}.safetensors"))
-        return
-    strengths = STRENGTHS
-    if arguments.strengths:
-        strengths = tuple(float(part) for part in arguments.strengths.split(","))
-    model = mlxsteer.load("demo")
-    for name in arguments.names or (shipped if arguments.table else available()):
-        if arguments.table:
-            vector = SteeringVector.load(FOLDER / f"{name}.safetensors")
-            show(vector, dose_table(model, vector, strengths))
-        else:
-            ship(model, name, keep_failing=arguments.keep_failing)
-
-
-def ship(model: Model, name: str, *, keep_failing: bool) -> None:
-    """Make, measure and (when it works) write the vector of one contrast set."""
-    vector = calibrate(model, model.extract(name), **SETTINGS.get(name, {}))
-    arms = dose_table(model, vector)
-    checks = verdict(vector, arms)
-    show(vector, arms, checks)
-    table = {
-        "questions": QUESTIONS,
-        "max_tokens": MAX_TOKENS,
-        "decoding": "greedy",
-        "metric": metric_of(vector).name,
-        "rows": [arm.row() for arm in arms],
-        "checks": checks,
-    }
-    vector = replace(vector, about={**vector.about, "dose_table": table})
-    if all(checks.values()) or keep_failing:
-        print("written to", vector.save(FOLDER / f"{name}.safetensors").relative_to(FOLDER.parent))
-
-
-def dose_table(
-    model: Model, vector: SteeringVector, strengths: Sequence[float] = STRENGTHS
-) -> list[Arm]:
-    """One Arm per strength, on questions that calibration did not see."""
-    contrast = ContrastSet.load(vector.about["contrast_set"])
-    asked = contrast.held_out[CALIBRATION_QUESTIONS : CALIBRATION_QUESTIONS + QUESTIONS]
-    steerings = [(float(s), model.plan((vector, float(s)))) for s in strengths]
-    return trials.run(
-        model,
-        asked,
-        steerings,
-        contrast.metric,
-        max_tokens=MAX_TOKENS,
-        label=f"Measuring {vector.name}",
+    parser.add_argument(
+        "--keep", action="store_true", help="evaluate the shipped files as they are"
     )
+    parser.add_argument("--table", action="store_true", help="print the kept verdicts")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print_markdown(kept())
+        return
+    model = mlxsteer.load("demo")
+    for name in arguments.names or available():
+        start = perf_counter()
+        vector = None
+        path = FOLDER / f"{name}.safetensors"
+        if arguments.keep and path.exists():
+            vector = SteeringVector.load(path)
+        ship(model, name, vector or made(model, name))
+        print(f"  {perf_counter() - start:.0f} s", flush=True)
 
 
-def verdict(vector: SteeringVector, arms: Sequence[Arm]) -> dict[str, bool]:
-    """Whether more strength gives more of the name, clearly, at a coherent strength."""
-    sign = 1.0 if metric_of(vector).direction == "up" else -1.0
-    by_strength = {arm.amount: arm for arm in arms}
-    unsteered, strongest = by_strength[0.0], by_strength[5.0]
-    gains = sign * (np.array(strongest.per_answer) - np.array(unsteered.per_answer))
-    low, _ = bootstrap(gains[np.isfinite(gains)])
-    upward = [sign * by_strength[s].metric for s in (0.0, 1.0, 3.0, 5.0)]
-    slack = 0.05 * abs(upward[-1] - upward[0])
+def made(model: Model, name: str) -> SteeringVector:
+    """The calibrated vector of a contrast set."""
+    settings = SETTINGS.get(name, {})
+    vector = model.extract(name, **settings.get("extract", {}))
+    return calibrate(model, vector, **settings.get("calibrate", {}))
+
+
+def ship(model: Model, name: str, vector: SteeringVector) -> None:
+    """Evaluate; keep the verdict, and the vector if it works."""
+    found = evaluate(model, vector, **PROTOCOL)
+    show(found)
+    write_text(VERDICTS, json.dumps(kept() | {name: summary(vector, found)}, indent=1) + "\n")
+    path = FOLDER / f"{name}.safetensors"
+    if found.verdict == FAILS:
+        path.unlink(missing_ok=True)
+    else:
+        with_evaluation(vector, found).save(path)
+
+
+def kept() -> dict[str, Any]:
+    return json.loads(VERDICTS.read_text()) if VERDICTS.exists() else {}
+
+
+def summary(vector: SteeringVector, found: Evaluation) -> dict[str, Any]:
+    data = found.to_dict()
     return {
-        "effect_at_5_above_0": bool(low > 0),
-        "monotone_0_to_5": all(b >= a - slack for a, b in pairwise(upward)),
-        "coherent_at_3": by_strength[3.0].perplexity <= 3 * unsteered.perplexity
-        and by_strength[3.0].distinct2 >= 0.6 * unsteered.distinct2,
+        **{key: data[key] for key in ("verdict", "sentence", "strength", "metric", "measured")},
+        "failed": [check.name for check in found.checks if check.passed is False],
+        "unsteered": next(row["metric"] for row in found.rows if row["amount"] == "0"),
+        "delta": [vector.delta(1), vector.delta(-1)],
     }
 
 
-def bootstrap(values: np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of the mean, resampling answers."""
-    if not len(values):
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).choice(values, (rounds, len(values)))
-    low, high = np.percentile(draws.mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+def show(found: Evaluation) -> None:
+    print(f"\n{found.name}: {found.sentence} (strength {found.measured.strength:g})")
+    for check in found.checks:
+        print(f"  {check.passed!s:5}  {check.name}: {check.found} (needed {check.needed})")
+    for row in found.rows:
+        print("  ", row)
 
 
-def metric_of(vector: SteeringVector) -> Any:
-    return ContrastSet.load(vector.about["contrast_set"]).metric
+def print_markdown(verdicts: Mapping[str, Any]) -> None:
+    print("| vector | verdict | at | metric | unsteered | effect | asking | outdoes random |"
+          " perplexity | distinct-2 | fails |")  # fmt: skip
+    print("|---" * 11 + "|")
+    for name, data in sorted(verdicts.items(), key=lambda item: (item[1]["verdict"], item[0])):
+        m = data["measured"]
+        print("| " + " | ".join([
+            name, data["verdict"], f"{data['strength']:g}", data["metric"],
+            f"{data['unsteered']:.3g}", interval(m["effect"]), interval(m["asking"]),
+            f"{100 * m['percentile']:.0f}%", f"{m['perplexity_ratio']:.2g}x",
+            f"{m['distinct2_ratio']:.2g}x", ", ".join(data["failed"]) or "-",
+        ]) + " |")  # fmt: skip
 
 
-def show(
-    vector: SteeringVector, arms: Sequence[Arm], checks: Mapping[str, bool] | None = None
-) -> None:
-    """The dose table, and one answer at strengths 0 and 3."""
-    metric, calibration = metric_of(vector), vector.calibration
-    limits = f"δ+ {vector.delta(1):g}, δ− {vector.delta(-1):g}" if calibration else "uncalibrated"
-    print(f"\n{vector.name}: metric {metric.name} ({metric.direction} is more), {limits}")
-    print_rows([arm.row() for arm in arms])
-    for arm in arms:
-        if arm.amount >= 0 and arm.amount != 1:
-            print(f"  {arm.amount:+g}: {arm.answers[0][:150]!r}")
-    if checks:
-        print("  " + ", ".join(f"{name} {'yes' if ok else 'NO'}" for name, ok in checks.items()))
-
-
-def show_stored(vector: SteeringVector) -> None:
-    table = vector.about.get("dose_table") or {}
-    print(f"\n{vector.name}: metric {table.get('metric')}, {table.get('questions')} questions")
-    print_rows(table.get("rows", []))
-
-
-def print_rows(rows: Sequence[Mapping[str, float]]) -> None:
-    print_table(["strength", *HEADS[1:]], [[row[head] for head in HEADS] for row in rows])
+def interval(data: Mapping[str, float] | None) -> str:
+    return "-" if data is None else f"{data['mean']:+.3g} [{data['low']:+.3g}, {data['high']:+.3g}]"
 
 
 if __name__ == "__main__":

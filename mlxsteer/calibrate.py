@@ -1,16 +1,21 @@
 """Finds a vector's limits δ±: the largest dose whose answers stay coherent, for each sign.
 
 Coherent is judged on questions that were not trained on, against the unsteered answers to the
-same questions. Costs a short answer a question for every dose of each sign; decoded in batches.
+same questions. Costs a short answer a question for every dose up to the limit of
+each sign, a few doses a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mlxsteer import trials
+from mlxsteer.answers import model_store
 from mlxsteer.contrast import ContrastSet, Metric, available
 from mlxsteer.errors import UsageError, VectorError
 from mlxsteer.grammar import Term
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from mlxsteer.model import Model
 
 DOSES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3)
+DOSES_AT_A_TIME = 4
 QUESTIONS = 8
 MAX_TOKENS = 64
 FALLBACK_SET = "terse"  # its held-out questions serve vectors that came without a set
@@ -76,19 +82,46 @@ def calibrate(
     metric, held_out = held_out_of(vector)
     asked = list(questions) if questions else list(held_out[:n_questions])
     bare = replace(vector, gain=1.0, calibration=None)
-    steerings = [(0.0, Plan([]))]
-    for dose in sorted({*doses, *(-dose for dose in doses)}):
-        steerings.append((dose, _at_dose(model, bare, dose, force)))
-    arms = trials.run(
+    run = partial(
+        trials.run,
         model,
         asked,
-        steerings,
-        metric,
+        metric=metric,
         max_tokens=max_tokens,
         label=f"Calibrating {vector.name}",
         show_progress=show_progress,
+        store=model_store(model),
     )
+    arms = _climb(run, lambda dose: _at_dose(model, bare, dose, force), doses, guard)
     return replace(bare, calibration=_limits(vector.name, arms, guard, max_tokens))
+
+
+def _climb(
+    run: Callable[..., list[Arm]],
+    at_dose: Callable[[float], Plan],
+    doses: Sequence[float],
+    guard: Guard,
+) -> list[Arm]:
+    """The unsteered arm, and those of rising doses of each sign, until one is not coherent.
+
+    Several doses share a batch, so a few beyond the limit are measured as well.
+    """
+    rising = sorted(set(doses))
+    arms: list[Arm] = []
+    open_signs = {1, -1}
+    for start in range(0, len(rising), DOSES_AT_A_TIME):
+        part = rising[start : start + DOSES_AT_A_TIME]
+        steerings = [
+            (sign * dose, at_dose(sign * dose)) for sign in sorted(open_signs) for dose in part
+        ]
+        if not arms:
+            steerings.insert(0, (0.0, Plan([])))
+        arms += run(steerings)
+        failed = {np.sign(a.amount) for a in arms[1:] if not guard.holds(a, arms[0])}
+        open_signs -= failed
+        if not open_signs:
+            break
+    return arms
 
 
 def held_out_of(vector: SteeringVector) -> tuple[Metric, tuple[str, ...]]:

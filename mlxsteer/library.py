@@ -40,6 +40,18 @@ def user_dir(key: str) -> Path:
     return home_dir() / "vectors" / key
 
 
+def own_path(name: str, key: str) -> Path:
+    """Where a changed vector goes: its own file, else the user's vectors for the model."""
+    path = Path(name).expanduser()
+    if path.suffix == SUFFIX:
+        return path
+    # A Hub vector keeps its name behind the colon, a foreign file its own without the ending.
+    plain = name.rpartition(":")[2] if ":" in name else name
+    plain = path.stem if is_path(plain) else plain
+    check_name(plain)
+    return user_dir(key) / f"{plain}{SUFFIX}"
+
+
 def bundled_dir(key: str) -> Path:
     """Where the vectors that ship for a model lie (may not exist)."""
     try:

@@ -83,7 +83,7 @@ def log_likelihoods(
             found[index] = np.zeros(0, np.float32)
             continue
         longest = len(prompts[index]) + len(answers[index])
-        if batch and (len(batch) + 1) * longest * _vocabulary(model) > MAX_SCORED_ELEMENTS:
+        if batch and (len(batch) + 1) * longest * model.vocabulary > MAX_SCORED_ELEMENTS:
             found |= _score(model, batch, prompts, answers)
             batch = []
         batch.append(index)
@@ -114,8 +114,3 @@ def _score(
         index: scores[row, len(prompts[index]) - 1 - start : len(sequences[row]) - 1 - start]
         for row, index in enumerate(batch)
     }
-
-
-def _vocabulary(model: Model) -> int:
-    config = model.config.get("text_config") or model.config
-    return int(config.get("vocab_size") or 100_000)

@@ -1,20 +1,22 @@
 """The same questions under many steerings, side by side: answers, their metric, their coherence.
 
 One batch holds every question under every steering, because a batch of a hundred rows costs
-little more than one. Judges nothing: `calibrate` and the dose tables do.
+little more than one. Judges nothing: `calibrate`, `sweep` and `verdict` do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlxsteer import metrics
+from mlxsteer.answers import AnswerStore, Kept, key_of
 from mlxsteer.contrast import Metric
-from mlxsteer.generation import Answer, Sampling, generate_batch
+from mlxsteer.generation import MAX_BATCH_ROWS, Sampling, generate_batch
 from mlxsteer.measure import log_likelihoods
 from mlxsteer.plan import Plan
 from mlxsteer.progress import progress
@@ -31,7 +33,7 @@ class Arm:
 
     amount: what was asked (a dose or a strength). metric: mean over answers. words: mean.
     ended: share that ended by themselves. distinct2: mean distinct bigram share. perplexity:
-    geometric mean over answers, under the unsteered model.
+    geometric mean over answers, under the unsteered model. per_answer: the metric of each.
     """
 
     amount: float
@@ -53,6 +55,15 @@ class Arm:
         }
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt under a plan; `notes` go into the store's line."""
+
+    prompt: Sequence[int]
+    plan: Plan
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
 def run(
     model: Model,
     questions: Sequence[str],
@@ -63,32 +74,90 @@ def run(
     label: str = "Answering",
     show_progress: bool = True,
     sampling: Sampling | None = None,
+    store: AnswerStore | None = None,
 ) -> list[Arm]:
-    """One Arm per (amount, plan), over all questions; greedy unless `sampling` says otherwise."""
+    """One Arm per (amount, plan), over all questions; greedy unless `sampling` says otherwise.
+
+    store: answers that it holds are not written again, new ones go into it.
+    """
     prompts = [model.render(question) for question in questions]
-    rows = [(prompt, plan) for _, plan in steerings for prompt in prompts]
-    with progress(label, len(rows), enabled=show_progress) as advance:
-        answers = generate_batch(
-            model,
-            [prompt for prompt, _ in rows],
-            [plan for _, plan in rows],
-            sampling or Sampling(max_tokens=max_tokens),
-            on_tokens=advance,
-        )
-    scores = log_likelihoods(model, [prompt for prompt, _ in rows], [a.tokens for a in answers])
-    arms = []
-    for index, (amount, _) in enumerate(steerings):
-        part = slice(index * len(prompts), (index + 1) * len(prompts))
-        arms.append(_arm(amount, answers[part], scores[part], metric))
-    return arms
+    requests = [
+        Request(prompt, plan, {"question": question, "amount": amount, "steer": str(plan)})
+        for amount, plan in steerings
+        for question, prompt in zip(questions, prompts, strict=True)
+    ]
+    sampling = sampling or Sampling(max_tokens=max_tokens)
+    found = answer(model, requests, sampling, label=label, show_progress=show_progress, store=store)
+    return [
+        arm_of(amount, found[index * len(prompts) : (index + 1) * len(prompts)], metric)
+        for index, (amount, _) in enumerate(steerings)
+    ]
 
 
-def _arm(
-    amount: float, answers: Sequence[Answer], scores: Sequence[np.ndarray], metric: Metric
-) -> Arm:
+def answer(
+    model: Model,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    label: str = "Answering",
+    show_progress: bool = True,
+    store: AnswerStore | None = None,
+    scored: bool = True,
+) -> list[Kept]:
+    """The answer to each request, from the store or newly written, in batches.
+
+    scored: with their loss under the unsteered model, which costs another pass over each.
+    """
+    keys = [key_of(model, request.prompt, request.plan, sampling) for request in requests]
+    found: dict[str, Kept] = {}
+    for key in keys:
+        kept = store.get(key) if store is not None else None
+        if kept is not None and (kept.loss is not None or not scored):
+            found[key] = kept
+    wanted = dict(zip(keys, requests, strict=True))
+    missing = [key for key in wanted if key not in found]
+    with progress(label, len(missing), enabled=show_progress) as advance:
+        for start in range(0, len(missing), MAX_BATCH_ROWS):
+            part = missing[start : start + MAX_BATCH_ROWS]
+            asked = [wanted[key] for key in part]
+            new = _written(model, part, asked, sampling, scored, advance)
+            if store is not None:
+                store.add(new)
+            for kept in new:
+                found[kept.key] = kept
+    return [found[key] for key in keys]
+
+
+def _written(
+    model: Model,
+    keys: Sequence[str],
+    requests: Sequence[Request],
+    sampling: Sampling,
+    scored: bool,
+    advance: Callable[[int], None],
+) -> list[Kept]:
+    """New answers. With a seed, each batch draws its own numbers, decided by what it holds."""
+    if sampling.seed is not None:
+        batch_seed = (sampling.seed + zlib.crc32("".join(keys).encode())) % 2**32
+        sampling = replace(sampling, seed=batch_seed)
+    prompts = [request.prompt for request in requests]
+    plans = [request.plan for request in requests]
+    answers = generate_batch(model, prompts, plans, sampling, on_tokens=advance)
+    losses: list[float | None] = [None] * len(answers)
+    if scored:
+        scores = log_likelihoods(model, prompts, [one.tokens for one in answers])
+        losses = [-float(score.mean()) if len(score) else float("nan") for score in scores]
+    return [
+        Kept(key, one.text, tuple(one.tokens), one.ended, loss, request.notes)
+        for key, request, one, loss in zip(keys, requests, answers, losses, strict=True)
+    ]
+
+
+def arm_of(amount: float, answers: Sequence[Kept], metric: Metric) -> Arm:
+    """The figures of one steering's answers."""
     texts = [answer.text for answer in answers]
     values = metrics.measure(metric, texts)
-    losses = [-float(score.mean()) for score in scores if len(score)]
+    losses = [a.loss for a in answers if a.loss is not None and np.isfinite(a.loss)]
     return Arm(
         amount=amount,
         metric=float(np.nanmean(values)) if np.isfinite(values).any() else float("nan"),

@@ -22,6 +22,8 @@ COMMANDS = {
     "chat": "Talk to a model, steered; one shot with -p.",
     "extract": "Make a vector from a contrast set.",
     "calibrate": "Find how far a vector can go and stay coherent.",
+    "evaluate": "Measure whether a vector does what its name says.",
+    "sae": "Train, look at and exchange sparse autoencoders.",
     "vectors": "List, show, import, export, combine and share vectors.",
     "serve": "OpenAI's and Anthropic's APIs on a steered model, and a panel of sliders.",
     "models": "List the models at hand; fetch one.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -72,7 +71,9 @@ def command(
     if doses is not None:
         options["doses"] = _numbers(doses)
     model = load_model(model_name, dtype, force)
-    target = None if dry_run else _target(name, model.key)  # a bad name fails before the work
+    target = (
+        None if dry_run else library.own_path(name, model.key)
+    )  # a bad name fails before the work
     found = library.find_or_extract(name, model)
     vector = find_limits(model, found, guard=guard, force=force, **options)
     path = vector.save(target) if target else None
@@ -96,20 +97,6 @@ def command(
         f" {calibration.delta_minus:g} (strength -5)."
         + (f"\nWritten to {path}" if path else "\nDry run: nothing was written.")
     )
-
-
-def _target(name: str, key: str) -> Path:
-    """Where the calibrated vector goes: its own file, else the user's vectors for the model."""
-    from mlxsteer import library
-
-    path = Path(name).expanduser()
-    if path.suffix == library.SUFFIX:
-        return path
-    # A Hub vector keeps its name behind the colon, a foreign file its own without the ending.
-    plain = name.rpartition(":")[2] if ":" in name else name
-    plain = path.stem if library.is_path(plain) else plain
-    library.check_name(plain)
-    return library.user_dir(key) / f"{plain}{library.SUFFIX}"
 
 
 def _numbers(text: str) -> tuple[float, ...]:

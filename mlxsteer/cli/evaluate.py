@@ -1,0 +1,113 @@
+"""`mlxsteer evaluate`: whether a vector does what its name says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxsteer.cli.options import (
+    dtype_option,
+    force_option,
+    json_option,
+    load_model,
+    model_option,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from mlxsteer.verdict import Check
+
+
+@click.command("evaluate")
+@click.argument("name")
+@model_option
+@click.option(
+    "--set",
+    "set_name",
+    metavar="SET",
+    help="Contrast set (name or .yaml) whose metric, held-out questions and instruction are used."
+    " Default: the one that the vector came from.",
+)
+@click.option(
+    "--strength",
+    type=float,
+    help="Judge at this strength. Default: 3, or 5 where 3 does too little.",
+)
+@click.option("--questions", type=click.IntRange(2), default=24, show_default=True)
+@click.option(
+    "--random",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Random directions of the same lengths that it is compared with.",
+)
+@click.option("--max-tokens", type=click.IntRange(8), default=100, show_default=True)
+@click.option("--temp", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--seed", type=int, help="Repeatable sampling, with --temp.")
+@click.option("--dry-run", is_flag=True, help="Print the verdict; change no file.")
+@dtype_option
+@force_option
+@json_option
+def command(
+    name: str,
+    model_name: str | None,
+    set_name: str | None,
+    dry_run: bool,
+    dtype: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure whether the vector NAME does what its name says, at what cost, and whether it is
+    better than asking for it in the prompt. The verdict is written into the vector.
+
+    Every figure is paired with the unsteered answers to the same held-out questions. Answers
+    are kept: a second run, or one after Ctrl-C, writes only those that are missing.
+
+    \b
+    Example:
+      mlxsteer evaluate terse --model demo
+    """
+    from mlxsteer import library
+    from mlxsteer.contrast import ContrastSet
+    from mlxsteer.evaluate import evaluate, with_evaluation
+
+    contrast = ContrastSet.load(set_name) if set_name else None
+    model = load_model(model_name, dtype, force)
+    target = None if dry_run else library.own_path(name, model.key)
+    vector = library.find_or_extract(name, model)
+    found = evaluate(model, vector, contrast=contrast, **options)
+    path = with_evaluation(vector, found).save(target) if target else None
+    if as_json:
+        print_json({"name": name, "path": path, **found.to_dict()})
+        return
+    click.echo(f"{name}: {found.sentence} (judged at strength {found.measured.strength:g}).\n")
+    print_checks(found.checks)
+    click.echo(f"\nMetric: {found.metric}; more of the name is {found.direction}.")
+    print_rows(found.rows)
+    click.echo(f"Written to {path}" if path else "Dry run: nothing was written.")
+
+
+def print_checks(checks: Any) -> None:
+    """One line per criterion."""
+    print_table(
+        ["", "criterion", "found", "needed"],
+        [[_mark(check), check.name, check.found, check.needed] for check in checks],
+    )
+
+
+def print_rows(rows: Any) -> None:
+    """The dose table."""
+    heads = ["metric", "words", "ended", "distinct2", "perplexity"]
+    print_table(
+        ["strength", *heads],
+        [[row["amount"], *("-" if row[h] is None else row[h] for h in heads)] for row in rows],
+    )
+
+
+def _mark(check: Check) -> str:
+    if check.passed is None:
+        return "not judged"
+    return "pass" if check.passed else "FAIL" if check.essential else "no"

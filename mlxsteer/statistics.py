@@ -1,0 +1,66 @@
+"""Small statistics over answers, numpy alone: intervals, ranks, where a value stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ROUNDS = 4000  # bootstrap resamples
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its bootstrap interval (95%)."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """The mean of the finite `values` with its percentile bootstrap interval; nan when none is.
+
+    Efron & Tibshirani (1993), chapter 13. Resamples values, so give paired differences.
+    """
+    kept = np.asarray(values, np.float64)
+    kept = kept[np.isfinite(kept)]
+    if not len(kept):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    draws = np.random.default_rng(seed).choice(kept, (ROUNDS, len(kept))).mean(axis=1)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(kept.mean()), float(low), float(high))
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation, ties at their mean rank; 0 when either does not vary."""
+    ranks = [_ranks(np.asarray(values, np.float64)) for values in (x, y)]
+    centred = [rank - rank.mean() for rank in ranks]
+    scale = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
+    return float(centred[0] @ centred[1]) / scale if scale else 0.0
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least-squares slope of y on x; 0 when x does not vary."""
+    centred = np.asarray(x, np.float64) - np.mean(x)
+    spread = float(centred @ centred)
+    return float(centred @ np.asarray(y, np.float64)) / spread if spread else 0.0
+
+
+def share_below(value: float, others: Sequence[float]) -> float:
+    """Share of `others` that `value` exceeds, ties counting half; nan without others."""
+    if not len(others):
+        return float("nan")
+    array = np.asarray(others, np.float64)
+    return float(np.mean(array < value) + 0.5 * np.mean(array == value))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[group]
