@@ -16,6 +16,8 @@ from pathlib import Path
 from mlxsteer import library
 from mlxsteer.errors import MlxsteerError, UsageError, near_matches
 from mlxsteer.generation import Piece
+from mlxsteer.meter import series_of
+from mlxsteer.meter_output import MeteredPrinter, show_table
 from mlxsteer.prompting import Thinking
 from mlxsteer.repl_input import Keyboard, completions, stop_on_interrupt
 from mlxsteer.repl_output import (
@@ -35,6 +37,7 @@ HELP = """\
 /steer off         the unsteered model
 /steers            the vectors for this model, and how far each can go
 /compare           switch: each answer beside the unsteered one
+/meter terse       colour what is written by how far along a vector it lies; /meter off
 /think /nothink    let the model think first, or not; /think-max asks for its greatest effort
 /system TEXT       set the system prompt; /system off removes it
 /reset             forget the conversation, keep the settings
@@ -63,6 +66,7 @@ class Repl:
             "/steer": self._steer,
             "/steers": self._steers,
             "/compare": self._compare,
+            "/meter": self._meter,
             "/think": partial(self._think, True),
             "/think-max": partial(self._think, "max"),
             "/nothink": partial(self._think, False),
@@ -155,7 +159,8 @@ class Repl:
         if self.compare and self.session.plan:
             self._answer_twice(text)
             return
-        printer = AnswerPrinter()
+        probes = self.session.probes
+        printer = MeteredPrinter(probes) if probes else AnswerPrinter()
         try:
             self._stream(self.session.ask, text, printer)
         finally:
@@ -166,13 +171,17 @@ class Repl:
         session, sampling = self.session, self.session.sampling
         if sampling.temp > 0 and sampling.seed is None:
             session.sampling = replace(sampling, seed=random.getrandbits(31))
+        labels = (UNSTEERED, str(session.plan))
+        written: tuple[list[Piece], list[Piece]] = ([], [])
         try:
-            with side_by_side((UNSTEERED, str(session.plan))).open() as sides:
+            with side_by_side(labels).open() as sides:
                 for index, ask in enumerate((session.ask_plain, session.ask)):
                     with sides.side(index) as show:
-                        self._stream(ask, text, show)
+                        self._stream(ask, text, _both(show, written[index].append))
         finally:
             session.sampling = sampling
+        for label, pieces in zip(labels, written, strict=True):
+            show_table(session.probes, series_of(session.probes, pieces), label)
 
     def _stream(
         self,
@@ -220,6 +229,12 @@ class Repl:
     def _compare(self, rest: str) -> None:
         self.compare = not self.compare
         note(f"Compare: {'on' if self.compare else 'off'}")
+
+    def _meter(self, text: str) -> None:
+        if text:
+            self.session.meter(() if text == "off" else text)
+        probes = self.session.probes
+        note(f"Meter: {', '.join(f'{p.name}@{p.layer}' for p in probes) or 'off'}")
 
     def _think(self, thinking: Thinking, rest: str) -> None:
         self.session.think(thinking)
@@ -291,6 +306,14 @@ def _path(name: str, example: str) -> Path:
     if not name:
         raise UsageError(f"Which file? Type e.g. {example}")
     return Path(name).expanduser()
+
+
+def _both(*takers: Callable[[Piece], None]) -> Callable[[Piece], None]:
+    def take(piece: Piece) -> None:
+        for taker in takers:
+            taker(piece)
+
+    return take
 
 
 def _check(stopped: Callable[[], bool]) -> None:

@@ -125,6 +125,10 @@ def completions(line: str, commands: list[str], names: Callable[[], list[str]]) 
         return [f"{name} " for name in commands if name.startswith(line)] if line else []
     if command == "/steer":
         return _steering(rest, names)
+    if command == "/meter":
+        start = rest.rpartition(",")[2].lstrip()
+        found = [name for name in names() if name.startswith(start)]
+        return [*found, "off"] if rest and "off".startswith(rest) else found
     return _paths(rest) if command in ("/save", "/load") else []
 
 

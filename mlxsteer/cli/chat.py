@@ -26,6 +26,7 @@ from mlxsteer.cli.options import (
 from mlxsteer.errors import MlxsteerError, UsageError
 
 if TYPE_CHECKING:
+    from mlxsteer.generation import Piece
     from mlxsteer.plan import Plan
     from mlxsteer.session import Session
 
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
     "--prompt", "-p", metavar="TEXT", help="Answer this and leave; - reads it from stdin."
 )
 @click.option("--compare", is_flag=True, help="Show the unsteered answer beside each answer.")
+@click.option(
+    "--meter",
+    metavar="NAMES",
+    help="Show how far along these vectors each token lies, e.g. terse,formal or terse@12.",
+)
 @click.option("--explain", is_flag=True, help="Say what is added where, on stderr.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--think/--no-think", default=False, help="Let the model think first, if it can.")
@@ -64,6 +70,7 @@ def command(prompt: str | None, compare: bool, save: Path | None, **options: Any
     Examples:
       mlxsteer chat --model demo --steer terse:3
       mlxsteer chat -s terse:3 --compare -p 'Why is the sky blue?'
+      mlxsteer chat -s terse:3 --meter terse,formal
     """
     as_json = options.pop("as_json")
     if as_json and prompt is None:
@@ -92,6 +99,7 @@ def _open_session(
     system: str | None,
     think: bool,
     think_max: bool,
+    meter: str | None,
     explain: bool,
     dtype: str | None,
     force: bool,
@@ -120,6 +128,8 @@ def _open_session(
         session.think("max" if think_max else think)
     if load is None or steer:
         session.steer(list(steer))
+    if meter is not None:
+        session.meter(meter.split(","))
     _say_steering(session.plan, explain)
     return session
 
@@ -165,12 +175,15 @@ def _one_shot(
 
 
 def _facts(session: Session, question: str, compare: bool) -> dict[str, Any]:
-    plain = {}
+    extra: dict[str, Any] = {}
     if compare:
-        pieces = session.ask_plain(question)
-        plain = {"unsteered": "".join(p.text for p in pieces if not p.thinking).strip()}
-    for _ in session.ask(question):
-        pass
+        pieces = list(session.ask_plain(question))
+        extra["unsteered"] = "".join(p.text for p in pieces if not p.thinking).strip()
+        if session.probes:
+            extra["unsteered_meter"] = _readings(session, pieces)
+    written = list(session.ask(question))
+    if session.probes:
+        extra["meter"] = _readings(session, written)
     answer = session.messages[-1]
     turn = session.last
     return {
@@ -183,5 +196,20 @@ def _facts(session: Session, question: str, compare: bool) -> dict[str, Any]:
         "answer_tokens": turn.answer_tokens,
         "finish_reason": turn.finish_reason,
         "warnings": list(session.plan.warnings),
-        **plain,
+        **extra,
+    }
+
+
+def _readings(session: Session, pieces: list[Piece]) -> dict[str, Any]:
+    """The series of an answer: a row of readings for every token, in the order of the names."""
+    from mlxsteer.meter import series_of
+
+    series = series_of(session.probes, pieces)
+    return {
+        "names": series.names,
+        "layers": [probe.layer for probe in session.probes],
+        "means": series.means,
+        "tokens": series.tokens,
+        "texts": series.texts,
+        "readings": series.values,
     }
