@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,3 +172,23 @@ def test_a_wrong_term_is_an_error_of_the_user() -> None:
     ):
         with pytest.raises(MlxsteerError):
             make()
+
+
+def page() -> list[tuple[str, bool]]:
+    """(steering text, whether the page says that it works) of each table in docs/grammar.md."""
+    text = (Path(__file__).parent.parent / "docs" / "grammar.md").read_text(encoding="utf-8")
+    works, _, fails = text.partition("## What does not go together")
+    found = []
+    for part, good in ((works, True), (fails, False)):
+        for row in re.findall(r"^\| (`.*?`) \| ", part, re.MULTILINE):
+            found += [(example, good) for example in re.findall("`(.+?)`", row)]
+    return found
+
+
+@pytest.mark.parametrize(("text", "works"), page())
+def test_the_page_of_the_grammar_is_true(text: str, works: bool) -> None:
+    if works:
+        assert parse(format(parse(text))) == parse(text)
+    elif not text.startswith("mine"):  # that one depends on the vector
+        with pytest.raises(UsageError, match="⟨here⟩"):
+            parse(text)
