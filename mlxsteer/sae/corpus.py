@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlxsteer.model import Model
 
 CONTEXT = 128  # tokens of a window
+PIECE = 4000  # characters that are tokenized together
 PYTHON_DOCS = "python-docs"  # a corpus that is wherever Python is
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+)\Z")
 
@@ -103,7 +104,7 @@ def windows(model: Model, found: Iterable[Document], context: int = CONTEXT) -> 
     shared = len(chat_opening(model)) if _can_chat(model) else 0
     for document in found:
         if isinstance(document, str):
-            tokens = model.tokenizer.encode(document, add_special_tokens=False)
+            tokens = [token for piece in _pieces(document) for token in _encoded(model, piece)]
             start = max(1, len(opening))
             for at in range(0, len(tokens), context):
                 window = Window((*opening, *tokens[at : at + context]), start)
@@ -115,11 +116,29 @@ def windows(model: Model, found: Iterable[Document], context: int = CONTEXT) -> 
             raise SaeError(f"{model.label} has no chat template: give it texts, not chats.")
 
 
+def _encoded(model: Model, text: str) -> list[int]:
+    return list(model.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces that end with a line, because tokenizers warn of long texts."""
+    piece: list[str] = []
+    length = 0
+    for line in text.splitlines(keepends=True):
+        piece.append(line)
+        length += len(line)
+        if length > PIECE:
+            yield "".join(piece)
+            piece, length = [], 0
+    if piece:
+        yield "".join(piece)
+
+
 def chat_opening(model: Model) -> list[int]:
     """The tokens that every chat of one question begins with."""
     one, other = model.render("A"), model.render("The")
-    length = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one[:length]
+    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(differing, 0)]
 
 
 def chat_window(model: Model, messages: Messages, shared: int, context: int) -> Window:
@@ -127,7 +146,7 @@ def chat_window(model: Model, messages: Messages, shared: int, context: int) -> 
     if messages and messages[-1].get("role") == "assistant":
         answer = str(messages[-1].get("content", ""))
         tokens = model.render(messages[:-1])
-        tokens = [*tokens, *model.tokenizer.encode(answer, add_special_tokens=False)]
+        tokens = [*tokens, *_encoded(model, answer)]
     else:
         tokens = model.render(messages)
     start = max(1, min(shared, len(tokens) - 1))

@@ -124,7 +124,7 @@ def splice(
         "zero": mx.zeros_like,
         "mean": lambda x: mx.broadcast_to(mean, x.shape),
     }
-    losses = {name: 0.0 for name in ways}
+    losses = dict.fromkeys(ways, 0.0)
     tokens = 0
     for window in chosen:
         for name, replacement in ways.items():
