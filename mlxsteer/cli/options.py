@@ -40,8 +40,8 @@ steer_option: Decorator = click.option(
     multiple=True,
     metavar="TEXT",
     help="Steering, e.g. terse:3 or 'terse:3, formal:-1@think'; also for a while"
-    " (terse:3@first(40)) or on a condition ('terse:3@when(formal>0.5)'). The whole grammar: docs/grammar.md. May be"
-    " given several times.",
+    " ('terse:3@first(40)') or on a condition ('terse:3@when(formal>0.5)'). The whole grammar:"
+    " docs/grammar.md. May be given several times.",
 )
 
 
