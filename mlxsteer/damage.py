@@ -43,7 +43,8 @@ def neutral_log_likelihood(
     """Mean log p of the tokens of `texts` (default: ours) under `plan`, in nats per token.
 
     positions: steered in place of the plan's own, because a text without a question has no
-    answer; None keeps the plan's, the text being an answer to its own first token.
+    answer; None keeps the plan's, the text being an answer to its own first token. Conditions
+    and schedules count as always on.
     """
     passages = [(list(model.tokenizer.encode(text)), 1) for text in texts or neutral_texts()]
     scores = _scores(model, _moved(plan, positions), passages)
@@ -65,9 +66,10 @@ def cloze_accuracy(
 
 
 def _moved(plan: Plan, positions: str | None) -> Plan:
-    if positions is None:
-        return plan
-    return Plan([replace(term, positions=positions) for term in plan.terms])
+    """`plan` on other positions, with no condition or schedule: what it does when it acts."""
+    return Plan(
+        [replace(term, positions=positions or term.positions, timing=None) for term in plan.terms]
+    )
 
 
 def _ending(model: Model, stem: str, ending: str) -> Passage:

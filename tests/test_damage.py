@@ -44,6 +44,13 @@ def test_a_text_is_steered_whatever_positions_the_plan_names(tiny: Model) -> Non
     assert own == neutral_log_likelihood(tiny, Plan([]), texts=TEXTS)
 
 
+def test_a_schedule_counts_as_always_on(tiny: Model) -> None:
+    vector = random_directions()
+    first, always = (tiny.plan((vector, text)) for text in ("2r@first(1)", "2r"))
+    found = [neutral_log_likelihood(tiny, plan, texts=TEXTS) for plan in (first, always)]
+    assert found[0] == found[1]
+
+
 def test_cloze_finds_what_the_model_finds_likeliest(tiny: Model) -> None:
     logits = np.array(tiny.logits(list(tiny.tokenizer.encode("w1 w2"))))[-1]
     order = [word for word in np.argsort(-logits) if word > 5]  # the first six are markers
