@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "Talk to a model, steered; one shot with -p.",
     "extract": "Make a vector from a contrast set.",
     "calibrate": "Find how far a vector can go and stay coherent.",
+    "sweep": "See what a vector does over doses, layers, sites or methods.",
     "evaluate": "Measure whether a vector does what its name says.",
     "sae": "Train, look at and exchange sparse autoencoders.",
     "vectors": "List, show, import, export, combine and share vectors.",
