@@ -97,7 +97,7 @@ def show_table(probes: Sequence[Probe], series: Series, label: str = "") -> None
     out = sys.stdout if sys.stdout.isatty() else sys.stderr
     rows = [list(HEADS), *(_row(probe, series.values[:, i]) for i, probe in enumerate(probes))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
-    print(f"\n{label}".rstrip(" "), file=out)
+    print(f"\n{label}" if label else "", file=out)
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4], strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *numbers, row[4]]), file=out)
