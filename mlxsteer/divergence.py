@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from mlxsteer.errors import UsageError
 from mlxsteer.models.hooks import Run
 from mlxsteer.plan import Plan
 from mlxsteer.prompting import first_phase
@@ -23,8 +24,10 @@ def steered_kl(
     model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], plan: Plan
 ) -> list[np.ndarray]:
     """Per answer, float32 [len(answer)]: KL(steered ‖ unsteered) in nats where each token was
-    chosen, given the same tokens before it.
+    chosen, given the same tokens before it. Raises UsageError for a plan with conditions.
     """
+    if plan.gates:
+        raise UsageError("A term with @when is steered token by token; its KL is not measured.")
     found: list[np.ndarray] = []
     batch: list[tuple[list[int], list[int]]] = []
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -44,8 +47,8 @@ def _compared(
     padded = mx.array([p + a + [0] * (longest - len(p) - len(a)) for p, a in batch])[:, :-1]
     start = min(len(prompt) for prompt, _ in batch) - 1
     rows = RowCache([model.row(plan, len(p), first_phase(model, p)) for p, _ in batch])
-    phases = rows.take(padded)
-    edits = model.steered.stacker.edits([plan] * len(batch), phases)
+    weights = rows.weights(padded.shape[1], rows.plans)
+    edits = model.steered.stacker.edits(rows.plans, rows.take(padded), weights)
     with model.hooks.forward(Run(edits=edits)):
         steered = _log_probabilities(model, padded, start)
     plain = _log_probabilities(model, padded, start)

@@ -21,6 +21,7 @@ from mlxsteer.controls import random_like
 from mlxsteer.divergence import steered_kl
 from mlxsteer.errors import UsageError
 from mlxsteer.generation import Sampling
+from mlxsteer.judge import Judge, win_rate
 from mlxsteer.plan import Plan
 from mlxsteer.statistics import Interval
 from mlxsteer.trials import Request
@@ -111,18 +112,20 @@ def evaluate(
     contrast: ContrastSet | None = None,
     show_progress: bool = True,
     store: AnswerStore | None = None,
+    judge: Judge | None = None,
     **options: Any,
 ) -> Evaluation:
     """The evaluation of `vector` on `model`; `options` are the fields of `Options`.
 
     contrast: whose metric, held-out questions and instruction are used; by default those of the
     set that the vector came from. store: where answers are kept (default: the cache folder).
+    judge: says which of two answers shows more of the trait, beside the metric.
     Raises UsageError when nothing says what the vector should change.
     """
     contrast = contrast or set_of(vector)
     chosen = Options(**options)
     kept = store if store is not None else model_store(model)
-    return _Run(model, vector, contrast, chosen, kept, show_progress).evaluation()
+    return _Run(model, vector, contrast, chosen, kept, show_progress, judge).evaluation()
 
 
 def set_of(vector: SteeringVector) -> ContrastSet:
@@ -159,6 +162,7 @@ class _Run:
     options: Options
     store: AnswerStore
     show: bool
+    judge: Judge | None = None
 
     def evaluation(self) -> Evaluation:
         doses = self._doses()
@@ -259,7 +263,8 @@ class _Run:
     def _values(self, answers: Sequence[Kept]) -> np.ndarray:
         texts = [answer.text for answer in answers]
         sign = 1.0 if self.contrast.metric.direction == "up" else -1.0
-        return sign * np.asarray(metrics.measure(self.contrast.metric, texts), np.float64)
+        ended = [answer.ended for answer in answers]
+        return sign * np.asarray(metrics.measure(self.contrast.metric, texts, ended), np.float64)
 
     def _effects(self, answers: Sequence[Kept], plain: Sequence[Kept]) -> np.ndarray:
         return self._values(answers) - self._values(plain)
@@ -299,8 +304,23 @@ class _Run:
             - damage.neutral_log_likelihood(self.model, plan),
             cloze_drop=damage.cloze_accuracy(self.model, Plan([]))
             - damage.cloze_accuracy(self.model, plan),
+            **self._judged_by(steered, plain),
             **self._coherence(steered, plain, plan),
         )
+
+    def _judged_by(self, steered: Sequence[Kept], plain: Sequence[Kept]) -> dict[str, Any]:
+        """Whether the judge, blind to the arm and asked in both orders, sees more of the trait."""
+        if self.judge is None:
+            return {}
+        found = win_rate(
+            self.judge,
+            self.questions,
+            [answer.text for answer in steered],
+            [answer.text for answer in plain],
+            self.contrast.description,
+        )
+        preferred = statistics.mean_interval(found.preferences)
+        return {"judge": preferred, "judge_bias": found.position_bias}
 
     def _shared_effect(self, steered: Sequence[Kept], plain: Sequence[Kept]) -> float:
         """The vector's mean effect on the questions that the random directions answered."""

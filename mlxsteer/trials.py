@@ -156,7 +156,7 @@ def _written(
 def arm_of(amount: float, answers: Sequence[Kept], metric: Metric) -> Arm:
     """The figures of one steering's answers."""
     texts = [answer.text for answer in answers]
-    values = metrics.measure(metric, texts)
+    values = metrics.measure(metric, texts, [answer.ended for answer in answers])
     losses = [a.loss for a in answers if a.loss is not None and np.isfinite(a.loss)]
     return Arm(
         amount=amount,

@@ -52,7 +52,9 @@ class Measured:
 
     effect, reverse, asking, both: paired differences from the unsteered answers, of the vector,
     of its negative, of the instruction in the prompt, and of instruction and vector together.
-    over_asking: vector less instruction. both_over_asking: both less instruction.
+    over_asking: vector less instruction. both_over_asking: both less instruction. judge: a
+    judge's preference for the steered answer over the unsteered, −1 to 1; judge_bias: its
+    preference for whichever answer it was shown first.
     """
 
     strength: float
@@ -73,6 +75,8 @@ class Measured:
     both_over_asking: Interval | None = None
     damage: float | None = None
     cloze_drop: float | None = None
+    judge: Interval | None = None
+    judge_bias: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def checks(measured: Measured, criteria: Criteria = CRITERIA) -> list[Check]:
             _coherence(measured, criteria),
             _specificity(measured, criteria),
             _costs(measured, criteria),
+            _judge(measured),
             _against_asking(measured),
         )
     )
@@ -164,6 +169,13 @@ def _costs(m: Measured, c: Criteria) -> list[Check]:
             _at_most("facts lost", m.cloze_drop, c.cloze_drop, percent=True, essential=False)
         )
     return found
+
+
+def _judge(m: Measured) -> list[Check]:
+    if m.judge is None:
+        return []
+    name = f"judge sees more of it (bias to the first {m.judge_bias:+.2f})"
+    return [Check(name, str(m.judge), "interval above 0", m.judge.low > 0, essential=False)]
 
 
 def _against_asking(m: Measured) -> list[Check]:

@@ -165,6 +165,42 @@ def test_options_that_measure_nothing_are_refused(options):
         Options(**options)
 
 
+class FirstWord:
+    """A judge that prefers the answer that holds the word, and otherwise the first one."""
+
+    def __init__(self) -> None:
+        self.traits: set[str] = set()
+
+    def compare(self, comparisons: Any) -> list[float]:
+        self.traits |= {one.trait for one in comparisons}
+        return [
+            1.0
+            if (WORDS[WORD] in one.first.split()) >= (WORDS[WORD] in one.second.split())
+            else -1.0
+            for one in comparisons
+        ]
+
+    def rate(self, ratings: Any) -> list[float]:
+        return [4.0 for _ in ratings]
+
+
+def test_a_judge_is_asked_beside_the_metric(tiny, found, tmp_path):
+    judge = FirstWord()
+    judged = evaluate(
+        tiny,
+        towards(tiny),
+        contrast=trait(),
+        judge=judge,
+        store=AnswerStore(tmp_path / "a.jsonl"),
+        show_progress=False,
+        **SMALL,
+    )
+    assert judge.traits == {"Says one word."}
+    assert judged.measured.judge.low > 0
+    assert any(check.name.startswith("judge sees more") for check in judged.checks)
+    assert not any(check.name.startswith("judge") for check in found.checks)
+
+
 # --- its parts ------------------------------------------------------------------------------
 
 

@@ -46,6 +46,14 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=click.IntRange(8), default=100, show_default=True)
 @click.option("--temp", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--seed", type=int, help="Repeatable sampling, with --temp.")
+@click.option(
+    "--judge",
+    "judge_at",
+    metavar="local|URL",
+    help="Also ask a judge which answer shows more of the trait: the model itself, or an"
+    " OpenAI-compatible endpoint (key in MLXSTEER_JUDGE_KEY or OPENAI_API_KEY).",
+)
+@click.option("--judge-model", metavar="NAME", help="The endpoint's model.")
 @click.option("--dry-run", is_flag=True, help="Print the verdict; change no file.")
 @dtype_option
 @force_option
@@ -54,6 +62,8 @@ def command(
     name: str,
     model_name: str | None,
     set_name: str | None,
+    judge_at: str | None,
+    judge_model: str | None,
     dry_run: bool,
     dtype: str | None,
     force: bool,
@@ -73,12 +83,14 @@ def command(
     from mlxsteer import library
     from mlxsteer.contrast import ContrastSet
     from mlxsteer.evaluate import evaluate, with_evaluation
+    from mlxsteer.judgebackends import open_judge
 
     contrast = ContrastSet.load(set_name) if set_name else None
     model = load_model(model_name, dtype, force)
+    judge = open_judge(judge_at, judge_model, model) if judge_at else None
     target = None if dry_run else library.own_path(name, model.key)
     vector = library.find_or_extract(name, model)
-    found = evaluate(model, vector, contrast=contrast, **options)
+    found = evaluate(model, vector, contrast=contrast, judge=judge, **options)
     path = with_evaluation(vector, found).save(target) if target else None
     if as_json:
         print_json({"name": name, "path": path, **found.to_dict()})
