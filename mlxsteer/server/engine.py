@@ -139,7 +139,12 @@ class Engine:
         return aside.future
 
     def breathe(self) -> None:
-        """For long work inside `run_between`: let the answers take one step."""
+        """For long work inside `run_between`: let the answers take one step.
+
+        Raises Closing when the server has no more time to finish the work.
+        """
+        if time.monotonic() > self._deadline:
+            raise Closing("The server is shutting down.")
         if threading.current_thread() is self._thread:
             self._turn()
 
@@ -232,7 +237,10 @@ class Engine:
         except Exception as error:  # the server goes on; what it had in hand cannot
             log.exception("a turn of the engine failed")
             self._floor.fail_all(f"The server failed: {error}")
-        self._recent.append((time.monotonic(), self._floor.tokens - before))
+        with self._news:
+            self._recent.append((time.monotonic(), self._floor.tokens - before))
+            while self._recent[0][0] < time.monotonic() - RATE_SECONDS:
+                self._recent.popleft()
         self._settle()
 
     def _admit(self) -> None:
@@ -257,18 +265,16 @@ class Engine:
             self._counts["prompt"] += generation.prompt_tokens
             self._counts["cached"] += generation.cached_tokens
             self._note_done(generation)
-        with self._news:
-            while self._recent and self._recent[0][0] < time.monotonic() - RATE_SECONDS:
-                self._recent.popleft()
 
     def _note_done(self, generation: Generation) -> None:
         assert generation.finish_reason is not None
         self._finished[generation.finish_reason] += 1
         seconds = time.monotonic() - generation.created
         self._answer_seconds += 0.2 * (seconds - self._answer_seconds)
-        done = [id for id, known in self._known.items() if known.state == "done"]
-        for id in done[:-REMEMBERED]:
-            del self._known[id]
+        with self._news:
+            done = [id for id, known in self._known.items() if known.state == "done"]
+            for id in done[:-REMEMBERED]:
+                del self._known[id]
 
     def _close_unstarted(
         self, generation: Generation, reason: FinishReason, error: str | None = None
@@ -283,8 +289,8 @@ class Engine:
             self._asides.rotate(-1)
 
     def _rate(self) -> float:
-        recent = list(self._recent)
-        return sum(count for _, count in recent) / RATE_SECONDS
+        since = time.monotonic() - RATE_SECONDS
+        return sum(count for when, count in self._recent if when >= since) / RATE_SECONDS
 
     def _end(self) -> None:
         self._floor.cancel_all()

@@ -126,14 +126,16 @@ class Floor:
             mx.clear_cache()
 
     def _prefill_slice(self) -> None:
-        left = PREFILL_STEP if not self._batches else self._slice()
-        while self._prefills and left > 0:
+        spent = 0
+        while self._prefills and (left := self._slice() - spent) > 0:
             prefill = self._prefills.popleft()
-            if prefill.row.done:
-                continue
-            left -= max(1, self._advance(prefill, left))
+            if not prefill.row.done:
+                spent += max(1, self._advance(prefill, left))
 
     def _slice(self) -> int:
+        """Prompt tokens of a turn: as many as run well at once, when nobody waits beside them."""
+        if not self._batches:
+            return PREFILL_STEP
         return max(MIN_SLICE, min(PREFILL_STEP, int(self._rate * SLICE_SECONDS)))
 
     def _advance(self, prefill: Prefill, limit: int) -> int:
