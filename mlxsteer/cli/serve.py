@@ -112,7 +112,7 @@ def command(
 
     log_to_stderr()
     app = create_app(engine, model, settings)
-    warnings = app.state.serving.check_default()
+    warnings = app.state.serving.prepare()
     engine.start()
     for warning in warnings:
         click.echo(warning, err=True)

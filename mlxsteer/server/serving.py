@@ -60,6 +60,7 @@ class Serving:
         self.settings = settings
         self.vectors = Vectors(model)
         self.extractions = Extractions(engine, model)
+        self._sites_known = False
         self._ids: deque[str] = deque(maxlen=MAX_RECENT)
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="mlxsteer-render")
 
@@ -72,11 +73,14 @@ class Serving:
         found = map(self.engine.generation, self._ids)
         return [generation for generation in found if generation is not None]
 
-    def check_default(self) -> list[str]:
-        """Warnings on the default steering. ApiError's sentence as a UsageError when it is off.
+    def prepare(self) -> list[str]:
+        """Find the model's sites and check the default steering; returns its warnings.
 
-        For the time before the engine starts: it may run the model.
+        Runs the model, so it belongs on the engine's thread, or before that thread starts.
+        UsageError when the default steering cannot be done.
         """
+        self.model.hooks.sites_of(0)
+        self._sites_known = True
         try:
             return list(self.vectors.plan(self.settings.steer).warnings)
         except ApiError as error:
@@ -125,6 +129,8 @@ class Serving:
         """The plan of a steering text and the probes of `meters`."""
         if text.strip().lower() == "off":
             text = ""
+        if text.strip() and not self._sites_known:
+            await self.between(self.prepare)
         if await self.apart(lambda: self.vectors.lack_norms(text, meters)):
             await self.between(lambda: self.model.residual_norm)
         return await self.apart(

@@ -3,7 +3,8 @@
 For a page or program that wants sliders:
 
 1. GET /v1/steering/status: the model, its memory, how busy it is, the default steering.
-2. GET /v1/steering/vectors: one slider each, from `safe_min` to `safe_max` (−5…5 for `add`).
+2. GET /v1/steering/vectors: one slider each, −5…5 (−1…1 where `op` is project); the part from
+   `safe_min` to `safe_max` is known to stay coherent, and nothing is known where they are null.
 3. POST /v1/chat/completions with `stream: true` and `"steer": "terse:3, formal:-1"`; the response
    header `X-Mlxsteer-Generation` names the answer. Each chunk with text carries `steer`, the
    steering under which its last token was computed, and, with `"meter": ["terse"]`, `readings`:
@@ -87,8 +88,8 @@ class Vector(BaseModel):
     """A vector. layers are 0-based.
 
     delta_plus, delta_minus: the dose that strength 5 and -5 mean (a default where not
-    `calibrated`). safe_min, safe_max: the strengths within which answers stay coherent. verdict:
-    the same in a sentence. source: `user` or `bundled`. group, tags: to sort a long list by.
+    `calibrated`). safe_min, safe_max: the strengths within which answers stay coherent; null where
+    that was never measured. verdict: the same in a sentence. source: `user` or `bundled`. group, tags: to sort a long list by.
     evaluation: a summary of a measurement, if the file holds one.
     """
 
@@ -103,8 +104,8 @@ class Vector(BaseModel):
     calibrated: bool
     delta_plus: float
     delta_minus: float
-    safe_min: float
-    safe_max: float
+    safe_min: float | None
+    safe_max: float | None
     source: Literal["user", "bundled"]
     group: str
     tags: list[str]

@@ -14,7 +14,7 @@ from mlxsteer.errors import MlxsteerError, near_matches
 from mlxsteer.grammar import Term, parse
 from mlxsteer.probe import Probe, probe_of
 from mlxsteer.server.errors import ApiError
-from mlxsteer.vector import SteeringVector
+from mlxsteer.vector import EDGE, SteeringVector
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
@@ -96,6 +96,8 @@ class Vectors:
         """A vector as GET /v1/steering/vectors shows it."""
         vector = self.get(name, "name", 404)
         about = vector.about
+        calibrated = vector.calibration is not None
+        safe = 1.0 if vector.op == "project" else EDGE if calibrated else None
         yours = library.user_dir(self.model.key) in self.names()[name].parents
         return {
             "name": name,
@@ -106,11 +108,11 @@ class Vectors:
             "site": vector.site,
             "layers": list(vector.layers),
             "positions": vector.positions,
-            "calibrated": vector.calibration is not None,
+            "calibrated": calibrated,
             "delta_plus": vector.delta(1),
             "delta_minus": vector.delta(-1),
-            "safe_min": -5.0 if vector.op != "project" else -1.0,
-            "safe_max": 5.0 if vector.op != "project" else 1.0,
+            "safe_min": None if safe is None else -safe,
+            "safe_max": safe,
             "source": "user" if yours else "bundled",
             "group": "yours" if yours else str(about.get("group") or "bundled"),
             "tags": [str(tag) for tag in about.get("tags") or []],

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 
 from mlxsteer.model import Model
 from mlxsteer.server.app import create_app
 from mlxsteer.server.engine import Engine
 from tests.server.api import ScriptedEngine, running
+
 
 @pytest.mark.slow
 def test_every_operation_keeps_to_the_document(chatty: Model) -> None:
@@ -32,14 +36,15 @@ def test_every_operation_keeps_to_the_document(chatty: Model) -> None:
             for mode in GenerationMode:
 
                 @settings(
-                    max_examples=12, deadline=None, database=None,
+                    max_examples=6, deadline=None, database=None,
                     suppress_health_check=list(HealthCheck),
                 )  # fmt: skip
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def keeps_to_it(case: schemathesis.Case) -> None:
                     case.validate_response(case.call(), checks=checks)
 
-                keeps_to_it()
+                with suppress(Unsatisfiable):  # nothing in it that could be wrong
+                    keeps_to_it()
 
 
 def test_the_document_lists_every_endpoint_and_no_foreign_error(chatty: Model) -> None:

@@ -6,18 +6,22 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+import mlxsteer
 from mlxsteer import library
 from mlxsteer.model import Model
 from mlxsteer.server.engine import Engine
 from mlxsteer.server.extractions import MAX_WAITING
 from mlxsteer.server.jobs import Event
 from mlxsteer.server.settings import Settings
+from mlxsteer.vector import Calibration
+from tests.chat_models import chat_folder, random_directions
 from tests.server.api import WEB, ScriptedEngine, chat, post, running
 
 CHAT = "/v1/chat/completions"
@@ -72,6 +76,26 @@ def test_a_slider_moved_mid_answer_changes_the_rest(slow_address: str, push: Pat
     unsteered = plain["choices"][0]["message"]["content"]
     assert unsteered.startswith(kept)
     assert unsteered != kept + rest
+
+
+def test_the_first_steering_may_come_while_another_answer_is_written(
+    tmp_path: Path, push: Path
+) -> None:
+    # A model whose sites nobody has looked for yet: finding them runs the model.
+    fresh = mlxsteer.load(str(chat_folder(tmp_path / "tiny")))
+    engine = Engine(fresh)
+    engine.start()
+    body = chat("tiny", stream=True, max_tokens=150, logit_bias={"0": -100})
+    with (
+        running(engine, fresh) as address,
+        WEB.stream("POST", address + CHAT, json=body) as reply,
+    ):
+        chunks = chunks_of(reply)
+        next(chunks)
+        for index in range(4):
+            steered = post(address, CHAT, chat("tiny", steer=f"push:{index}r"))
+            assert steered.status_code == 200, steered.text
+        assert list(chunks)[-1]["choices"][0]["finish_reason"] == "length"
 
 
 def test_a_slider_of_a_finished_answer_is_409_and_of_none_404(address: str, push: Path) -> None:
@@ -129,12 +153,21 @@ def test_vectors_are_listed_with_their_range(address: str, chatty: Model, push: 
     assert [vector["name"] for vector in listed["vectors"]] == ["push"]
     vector = listed["vectors"][0]
     assert (vector["layers"], vector["op"], vector["calibrated"]) == ([1, 2], "add", False)
-    assert (vector["safe_min"], vector["safe_max"]) == (-5, 5)
+    assert (vector["safe_min"], vector["safe_max"]) == (None, None)
     assert vector["source"] == "user"
     assert listed["unreadable"][0]["name"] == "broken"
     assert "terse" in listed["sets"]
     assert WEB.get(f"{address}/v1/steering/vectors/push").json() == vector
     assert WEB.get(f"{address}/v1/steering/vectors/nobody").status_code == 404
+
+
+def test_a_calibrated_vector_is_safe_to_its_edge(address: str, chatty: Model) -> None:
+    known = replace(random_directions(), calibration=Calibration(0.5, 0.4))
+    library.save(known, chatty.key, "known")
+    vector = WEB.get(f"{address}/v1/steering/vectors/known").json()
+    assert (vector["safe_min"], vector["safe_max"]) == (-5, 5)
+    assert (vector["delta_plus"], vector["delta_minus"]) == (0.5, 0.4)
+    assert "coherent up to dose 0.5" in vector["verdict"]
 
 
 def test_warnings_come_with_the_response(address: str, push: Path) -> None:
