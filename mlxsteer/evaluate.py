@@ -329,7 +329,7 @@ class _Run:
 
     def _coherence(
         self, steered: Sequence[Kept], plain: Sequence[Kept], plan: Plan
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         one, other = (trials.arm_of(0, kept, self.contrast.metric) for kept in (steered, plain))
         count = self.options.random_questions
         shifts = steered_kl(

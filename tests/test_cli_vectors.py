@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import click
 import huggingface_hub
 import numpy as np
 import pytest
@@ -327,3 +328,34 @@ def test_hub_names_are_checked_before_anything_is_sent(home: Path, hub: FakeHub)
     assert hub.repos == []
     with pytest.raises(VectorError):
         hubvectors.pull("me/mine", "none", MODEL)
+
+
+def test_show_prints_the_verdict_and_its_lines():
+    from mlxsteer.cli.facts import show
+    from mlxsteer.statistics import Interval
+    from mlxsteer.verdict import Measured, checks, sentence
+
+    up = Interval(2, 1, 3)
+    measured = Measured(3, up, 0.5, 0.1, 1.0, 1.2, 0.9, 0, 1.0)
+    found = checks(measured)
+    row = {"amount": "+3", "metric": 4.0, "words": 20.0, "ended": 1.0, "distinct2": 0.9}
+    evaluation = {
+        "sentence": sentence(found),
+        "strength": 3.0,
+        "n_questions": 16,
+        "metric": "words",
+        "direction": "down",
+        "checks": [vars(check) for check in found],
+        "rows": [{**row, "perplexity": None}],
+    }
+
+    @click.command()
+    def command() -> None:
+        show({"name": "x", "eval": evaluation})
+
+    lines = CliRunner().invoke(command).stdout.splitlines()
+    assert "Evaluated: does not work: fails moved the wrong way" in "\n".join(lines)
+    assert [line.split() for line in lines if line.startswith("FAIL")] == [
+        ["FAIL", "moved", "the", "wrong", "way", "50%", "≤", "25%"]
+    ]
+    assert lines[-1].split() == ["+3", "4", "20", "1", "0.9", "-"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from mlxsteer.cli.facts import print_checks, print_rows
 from mlxsteer.cli.options import (
     dtype_option,
     force_option,
@@ -13,11 +14,7 @@ from mlxsteer.cli.options import (
     load_model,
     model_option,
     print_json,
-    print_table,
 )
-
-if TYPE_CHECKING:
-    from mlxsteer.verdict import Check
 
 
 @click.command("evaluate")
@@ -100,26 +97,3 @@ def command(
     click.echo(f"\nMetric: {found.metric}; more of the name is {found.direction}.")
     print_rows(found.rows)
     click.echo(f"Written to {path}" if path else "Dry run: nothing was written.")
-
-
-def print_checks(checks: Any) -> None:
-    """One line per criterion."""
-    print_table(
-        ["", "criterion", "found", "needed"],
-        [[_mark(check), check.name, check.found, check.needed] for check in checks],
-    )
-
-
-def print_rows(rows: Any) -> None:
-    """The dose table."""
-    heads = ["metric", "words", "ended", "distinct2", "perplexity"]
-    print_table(
-        ["strength", *heads],
-        [[row["amount"], *("-" if row[h] is None else row[h] for h in heads)] for row in rows],
-    )
-
-
-def _mark(check: Check) -> str:
-    if check.passed is None:
-        return "not judged"
-    return "pass" if check.passed else "FAIL" if check.essential else "no"

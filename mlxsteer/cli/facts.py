@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from mlxsteer.cli.options import print_table
+from mlxsteer.verdict import Check, from_dict
 
-TABLES = ("layer_reports", "dose_table")
+TABLES = ("layer_reports", "eval")
 
 
 def show(facts: Mapping[str, Any]) -> None:
-    """One line a fact; the layers' figures and the dose table below, where there are any."""
+    """One line a fact; the layers' figures and the evaluation below, where there are any."""
     width = max(map(len, facts)) + 2
     for what, value in facts.items():
         if value in (None, "", {}, []) or what in TABLES:
@@ -24,7 +25,7 @@ def show(facts: Mapping[str, Any]) -> None:
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         click.echo(f"{what:<{width}}{shown}")
     _layer_reports(facts.get("layer_reports") or [])
-    _dose_table(facts.get("dose_table") or {})
+    _evaluation(facts.get("eval") or {})
 
 
 def _span(layers: Sequence[int]) -> Any:
@@ -42,18 +43,37 @@ def _layer_reports(reports: Sequence[Mapping[str, Any]]) -> None:
 
 
 _LAYER_KEYS = ("norm_ratio", "auroc", "agreement")
-_DOSE_KEYS = ("amount", "metric", "words", "ended", "distinct2", "perplexity")
+_DOSE_KEYS = ("metric", "words", "ended", "distinct2", "perplexity")
 
 
-def _dose_table(table: Mapping[str, Any]) -> None:
-    if not table:
+def _evaluation(found: Mapping[str, Any]) -> None:
+    if not found:
         return
-    click.echo(
-        f"\nWhat it did: {table['questions']} held-out questions, {table['decoding']}, at most"
-        f" {table['max_tokens']} tokens; the metric is {table['metric']}."
+    at = f"judged at strength {found['strength']:g}, {found['n_questions']} held-out questions"
+    click.echo(f"\nEvaluated: {found['sentence']} ({at}).\n")
+    print_checks(from_dict(found))
+    click.echo(f"\nMetric: {found['metric']}; more of the name is {found['direction']}.")
+    print_rows(found["rows"])
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """One line per criterion of a verdict."""
+    print_table(
+        ["", "criterion", "found", "needed"],
+        [[_mark(check), check.name, check.found, check.needed] for check in checks],
     )
-    rows = [[_figure(row[key]) for key in _DOSE_KEYS] for row in table["rows"]]
-    print_table(["strength", *_DOSE_KEYS[1:]], rows)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A dose table: each steering's answers in figures."""
+    table = [[row["amount"], *(_figure(row[key]) for key in _DOSE_KEYS)] for row in rows]
+    print_table(["strength", *_DOSE_KEYS], table)
+
+
+def _mark(check: Check) -> str:
+    if check.passed is None:
+        return "not judged"
+    return "pass" if check.passed else "FAIL" if check.essential else "no"
 
 
 def _figure(value: float | None) -> str:
