@@ -25,6 +25,8 @@ from tests.chat_models import chat_folder, random_directions
 from tests.server.api import WEB, ScriptedEngine, chat, post, running
 
 CHAT = "/v1/chat/completions"
+# Neither the end of the answer nor a marker of thoughts.
+WORDS_ONLY = {str(token): -100 for token in range(6)}
 OWN = {"name": "mine", "positive": "w1 w2", "negative": "w3 w4", "calibrate": False, "pairs": 8}
 
 
@@ -53,7 +55,7 @@ def slow_address(chatty: Model) -> Iterator[str]:
 
 def test_a_slider_moved_mid_answer_changes_the_rest(slow_address: str, push: Path) -> None:
     address = slow_address
-    body = chat("tiny", stream=True, max_tokens=120, logit_bias={"0": -100})
+    body = chat("tiny", stream=True, max_tokens=120, logit_bias=WORDS_ONLY)
     pieces: list[tuple[str, str]] = []
     first = None
     with WEB.stream("POST", address + CHAT, json=body, timeout=60) as reply:
@@ -85,7 +87,7 @@ def test_the_first_steering_may_come_while_another_answer_is_written(
     fresh = mlxsteer.load(str(chat_folder(tmp_path / "tiny")))
     engine = Engine(fresh)
     engine.start()
-    body = chat("tiny", stream=True, max_tokens=150, logit_bias={"0": -100})
+    body = chat("tiny", stream=True, max_tokens=150, logit_bias=WORDS_ONLY)
     with (
         running(engine, fresh) as address,
         WEB.stream("POST", address + CHAT, json=body) as reply,
@@ -130,7 +132,7 @@ def test_running_answers_are_listed_and_can_be_stopped(chatty: Model) -> None:
 
 
 def test_meters_give_one_reading_a_token(address: str, push: Path) -> None:
-    body = chat("tiny", meter=["push"], logit_bias={"0": -100})
+    body = chat("tiny", meter=["push"], logit_bias=WORDS_ONLY)
     whole = post(address, CHAT, body).json()["choices"][0]["readings"]
     assert [set(reading) for reading in whole] == [{"push"}] * 4
     with WEB.stream("POST", address + CHAT, json=body | {"stream": True}, timeout=60) as reply:
@@ -140,7 +142,7 @@ def test_meters_give_one_reading_a_token(address: str, push: Path) -> None:
 
 def test_steering_moves_its_own_meter(address: str, push: Path) -> None:
     def mean(steer: str) -> float:
-        body = chat("tiny", meter=["push"], steer=steer, logit_bias={"0": -100})
+        body = chat("tiny", meter=["push"], steer=steer, logit_bias=WORDS_ONLY)
         readings = post(address, CHAT, body).json()["choices"][0]["readings"]
         return float(sum(reading["push"] for reading in readings) / len(readings))
 
@@ -306,7 +308,7 @@ def test_a_silent_stream_says_that_it_lives(chatty: Model) -> None:
 def test_status_metrics_and_health_tell_of_the_model(address: str) -> None:
     post(address, CHAT, chat("tiny"))
     status = WEB.get(f"{address}/v1/steering/status").json()
-    assert (status["model"], status["n_layers"], status["running"]) == ("tiny", 4, 0)
+    assert (status["model"], status["n_layers"], status["queued"]) == ("tiny", 4, 0)
     metrics = WEB.get(f"{address}/metrics").text
     assert f'mlxsteer_requests_total{{route="{CHAT}",status="200"}}' in metrics
     assert "mlxsteer_answer_tokens_total" in metrics
