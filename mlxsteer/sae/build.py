@@ -72,6 +72,11 @@ def work_folder(model: Model, order: Order) -> Path:
 
 def gather(model: Model, order: Order, *, show_progress: bool = True) -> list[Window]:
     """The windows of an order; writes its chats first, where it asks for any."""
+    if order.layer >= model.n_layers:
+        raise SaeError(
+            f"Layer {order.layer} is out of range: {model.label} has layers 0 to"
+            f" {model.n_layers - 1}."
+        )
     model.hooks.require([(order.layer, order.site)])
     texts: list[Document] = [d for source in order.sources for d in corpus.documents(source)]
     found = list(corpus.windows(model, texts, order.context))
@@ -94,7 +99,10 @@ def gather(model: Model, order: Order, *, show_progress: bool = True) -> list[Wi
 def estimate(model: Model, order: Order, found: Sequence[Window]) -> Cost:
     """The cost of an order, from one batch read and two steps of training, timed here."""
     train_windows, _ = activations.split(found)
-    batch = activations.batched(train_windows)[-1]
+    batch = max(
+        activations.batched(train_windows), key=lambda part: sum(window.kept for window in part)
+    )
+    activations.read_batch(model, batch[:1], order.layer, order.site)  # weights into memory
     reading, states = _timed(lambda: activations.read_batch(model, batch, order.layer, order.site))
     tokens = sum(window.kept for window in found)
     n_train = sum(window.kept for window in train_windows)
