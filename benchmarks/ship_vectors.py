@@ -3,7 +3,7 @@
 For each set: extract, calibrate on the first held-out questions, evaluate on others (see
 `mlxsteer evaluate`). A vector whose verdict is not "does not work" is written to `vectors/demo/`,
 with its evaluation inside; every verdict, of failures too, goes to `docs/verdicts.json`.
-`--table` prints the table of `docs/library.md` from that file, without running anything.
+`--table` writes `docs/library.md` from that file, without running anything.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from mlxsteer.evaluate import Evaluation, evaluate, with_evaluation
 from mlxsteer.files import write_text
 from mlxsteer.model import Model
 from mlxsteer.vector import SteeringVector
-from mlxsteer.verdict import FAILS
+from mlxsteer.verdict import FAILS, NOT_BETTER, WORKS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "vectors" / "demo"
 VERDICTS = ROOT / "docs" / "verdicts.json"
+LIBRARY = ROOT / "docs" / "library.md"
 PROTOCOL = {"questions": 16, "max_tokens": 64, "random": 20, "random_questions": 8}
 # What differs from the defaults, and what a set was extracted with when it works better so.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,10 +48,11 @@ def main() -> None:
     parser.add_argument(
         "--keep", action="store_true", help="evaluate the shipped files as they are"
     )
-    parser.add_argument("--table", action="store_true", help="print the kept verdicts")
+    parser.add_argument("--table", action="store_true", help="write docs/library.md")
     arguments = parser.parse_args()
     if arguments.table:
-        print_markdown(kept())
+        write_text(LIBRARY, page(kept()))
+        print("written to", LIBRARY.relative_to(ROOT))
         return
     model = mlxsteer.load("demo")
     for name in arguments.names or available():
@@ -104,18 +106,57 @@ def show(found: Evaluation) -> None:
         print("  ", row)
 
 
-def print_markdown(verdicts: Mapping[str, Any]) -> None:
-    print("| vector | verdict | at | metric | unsteered | effect | asking | outdoes random |"
-          " perplexity | distinct-2 | fails |")  # fmt: skip
-    print("|---" * 11 + "|")
-    for name, data in sorted(verdicts.items(), key=lambda item: (item[1]["verdict"], item[0])):
-        m = data["measured"]
-        print("| " + " | ".join([
-            name, data["verdict"], f"{data['strength']:g}", data["metric"],
-            f"{data['unsteered']:.3g}", interval(m["effect"]), interval(m["asking"]),
-            f"{100 * m['percentile']:.0f}%", f"{m['perplexity_ratio']:.2g}x",
-            f"{m['distinct2_ratio']:.2g}x", ", ".join(data["failed"]) or "-",
-        ]) + " |")  # fmt: skip
+PAGE = """# The library, measured
+
+Every contrast set in `prompts/`, evaluated on the demo model (SmolLM2-135M-Instruct). Those that
+work ship as vectors; those that do not are here as well, with what they failed. Written by
+`python benchmarks/ship_vectors.py --table` from `docs/verdicts.json`, which a run without flags makes.
+
+Protocol: extracted and calibrated with the defaults, then {questions} held-out questions that
+calibration did not see, greedy answers of at most {max_tokens} tokens, judged at strength 3 (or at
+5, where 3 does too little), against {random} random directions of the same lengths on
+{random_questions} questions. Effects are paired differences from the unsteered answers with
+bootstrap 95% intervals, turned so that more of the name is positive. `mlxsteer vectors show NAME`
+prints every line of a verdict; the limits that it is judged by are in `mlxsteer/verdict.py`.
+
+{works} of {total} sets work; {better} of them do more than asking for the trait in the prompt.
+
+"""
+HEADS = (
+    "vector", "verdict", "at", "metric", "unsteered", "effect", "asking", "beats random",
+    "perplexity", "distinct-2", "not passed",
+)  # fmt: skip
+
+
+def page(verdicts: Mapping[str, Any]) -> str:
+    """docs/library.md."""
+    works = [data for data in verdicts.values() if data["verdict"] != FAILS]
+    better = sum(data["verdict"] == WORKS for data in works)
+    counts = {"works": len(works), "total": len(verdicts), "better": better}
+    order = {WORKS: 0, NOT_BETTER: 1, FAILS: 2}
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    for name, data in sorted(
+        verdicts.items(), key=lambda item: (order[item[1]["verdict"]], item[0])
+    ):
+        lines.append(f"| {' | '.join(row(name, data))} |")
+    return PAGE.format(**PROTOCOL, **counts) + "\n".join(lines) + "\n"
+
+
+def row(name: str, data: Mapping[str, Any]) -> list[str]:
+    m = data["measured"]
+    return [
+        name,
+        data["verdict"],
+        f"{data['strength']:g}",
+        data["metric"],
+        f"{data['unsteered']:.3g}",
+        interval(m["effect"]),
+        interval(m["asking"]),
+        f"{100 * m['percentile']:.0f}%",
+        f"{m['perplexity_ratio']:.2g}x",
+        f"{m['distinct2_ratio']:.2g}x",
+        ", ".join(data["failed"]) or "-",
+    ]
 
 
 def interval(data: Mapping[str, float] | None) -> str:
