@@ -82,8 +82,8 @@ def command() -> None:
     multiple=True,
     metavar="FILE",
     help='Text or .jsonl ({"text": …} or {"messages": […]}), hub:OWNER/REPO/FILE of a'
-    " data set, or python-docs. May be given several times. Default: python-docs, which"
-    " come with Python.",
+    " data set, python-docs (which come with Python), or contrast-sets (the texts of the sets)."
+    " May be given several times. Default: python-docs.",
 )
 @click.option(
     "--self-chats",

@@ -21,7 +21,7 @@ from mlxsteer.errors import SaeError
 from mlxsteer.files import atomic_path, cache_dir
 from mlxsteer.sae import activations, chats, corpus, folder, score
 from mlxsteer.sae.activations import Activations
-from mlxsteer.sae.corpus import Document, Window
+from mlxsteer.sae.corpus import Window
 from mlxsteer.sae.dictionary import Dictionary
 from mlxsteer.sae.train import Recipe, train
 
@@ -37,7 +37,7 @@ class Order:
     """What to build: from which text, on which states, by which recipe.
 
     sources: see `corpus.documents`. self_chats: chats that the model writes for it.
-    tokens: states to read, at most what the corpus has.
+    tokens: states to read, at most what the corpus has; the sources share them evenly.
     """
 
     layer: int
@@ -78,8 +78,11 @@ def gather(model: Model, order: Order, *, show_progress: bool = True) -> list[Wi
             f" {model.n_layers - 1}."
         )
     model.hooks.require([(order.layer, order.site)])
-    texts: list[Document] = [d for source in order.sources for d in corpus.documents(source)]
-    found = list(corpus.windows(model, texts, order.context))
+    sources = [
+        list(corpus.windows(model, corpus.documents(source), order.context))
+        for source in order.sources
+    ]
+    rest, own = order.tokens, list[Window]()
     if order.self_chats:
         store = work_folder(model, order) / "chats"
         seed = order.recipe.seed
@@ -88,8 +91,8 @@ def gather(model: Model, order: Order, *, show_progress: bool = True) -> list[Wi
         )
         # All of them are kept, however few tokens are asked for: they were the costly part.
         own = list(corpus.windows(model, written, order.context))
-        rest = order.tokens - sum(window.kept for window in own)
-        found = own + corpus.chosen(found, rest, seed)
+        rest -= sum(window.kept for window in own)
+    found = own + corpus.shared_out(sources, rest, order.recipe.seed)
     found = corpus.chosen(found, order.tokens, order.recipe.seed)
     if not found:
         raise SaeError("The corpus holds no text. Give --corpus files, or --self-chats.")

@@ -1,8 +1,9 @@
 """What a dictionary is trained on: texts and chats, cut into windows of tokens.
 
-Owns where text comes from (files, a Hub data set's files, Python's own documentation) and which
-positions count: the first position of a window is a sink, and what every chat begins with is the
-same state each time, so neither is kept. Chats that the model writes are `chats`' business.
+Owns where text comes from (files, a Hub data set's files, Python's own documentation, the texts
+of the contrast sets) and which positions count: the first position of a window is a sink, and
+what every chat begins with is the same state each time, so neither is kept. Chats that the model
+writes are `chats`' business.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxsteer.contrast import ContrastSet
+from mlxsteer.contrast import available as available_sets
 from mlxsteer.errors import SaeError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 CONTEXT = 128  # tokens of a window
 PIECE = 4000  # characters that are tokenized together
 PYTHON_DOCS = "python-docs"  # a corpus that is wherever Python is
+CONTRAST_SETS = "contrast-sets"  # and one that comes with us
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+)\Z")
 
 Messages = list[dict[str, Any]]
@@ -46,13 +50,17 @@ def documents(source: str) -> Iterator[Document]:
     """The texts and chats of a source.
 
     source: a text file (one document), a `.jsonl` file (each line `{"text": …}` or
-    `{"messages": […]}`), `hub:OWNER/REPO/FILE` (such a file of a Hub data set), or
-    `python-docs`, the reference topics that come with Python. Raises SaeError.
+    `{"messages": […]}`), `hub:OWNER/REPO/FILE` (such a file of a Hub data set), `python-docs`,
+    the reference topics that come with Python, or `contrast-sets`, the texts and answers of both
+    poles of every set that has some. Raises SaeError.
     """
     if source == PYTHON_DOCS:
         from pydoc_data.topics import topics
 
         yield from (topics[name] for name in sorted(topics))
+        return
+    if source == CONTRAST_SETS:
+        yield from _set_texts()
         return
     path = _fetched(source) if source.startswith("hub:") else Path(source).expanduser()
     try:
@@ -67,6 +75,18 @@ def documents(source: str) -> Iterator[Document]:
         raise SaeError(f"{path} cannot be read ({error.strerror}). Give a text file.") from None
     except UnicodeDecodeError:
         raise SaeError(f"{path} is not UTF-8 text. Give text or JSONL files.") from None
+
+
+def _set_texts() -> Iterator[Document]:
+    for name in available_sets():
+        contrast = ContrastSet.load(name)
+        if contrast.combine == "texts":
+            yield from (*contrast.positive, *contrast.negative)
+        elif contrast.combine == "answers":
+            for answers in (contrast.positive, contrast.negative):
+                for question, answer in zip(contrast.questions, answers, strict=True):
+                    asked = {"role": "user", "content": question}
+                    yield [asked, {"role": "assistant", "content": answer}]
 
 
 def _record(line: str, where: str) -> Document:
@@ -167,6 +187,20 @@ def chosen(found: Sequence[Window], tokens: int, seed: int) -> list[Window]:
         picked.append(found[index])
         tokens -= found[index].kept
     return picked
+
+
+def shared_out(sources: Sequence[Sequence[Window]], tokens: int, seed: int) -> list[Window]:
+    """Windows of several sources until `tokens` positions are kept, as evenly as they can give.
+
+    A source with less than its part is taken whole, so a small one is not lost beside a large.
+    """
+    found: list[Window] = []
+    smallest_first = sorted(sources, key=lambda source: sum(window.kept for window in source))
+    for index, source in enumerate(smallest_first):
+        part = chosen(source, round(tokens / (len(sources) - index)), seed)
+        tokens -= sum(window.kept for window in part)
+        found += part
+    return found
 
 
 def digest(found: Sequence[Window]) -> str:
