@@ -1,19 +1,17 @@
 """DeepSeek-V4 here and in mlx-vlm, side by side: the same float32 weights, one process, on CPU.
 
-Prints tokens per second and, beside them, how far each one's logits are from a full forward
-pass. mlx-vlm is a folder of its unpacked wheel (its other requirements are not needed):
+Prints tokens per second (medians), how many times mlx-vlm's each is, and how far each one's
+logits are from a full forward pass. Widths are about an eighth of the real model's, with its
+three kinds of layer. mlx-vlm is a folder of its unpacked wheel (see `v4_peer`):
 
-    pip download --no-deps mlx-vlm==0.7.10 && unzip mlx_vlm*.whl -d mlx-vlm
-    python benchmarks/v4_side_by_side.py --mlx-vlm mlx-vlm
+    python -m benchmarks.v4_side_by_side --mlx-vlm mlx-vlm
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
+import statistics
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import mlxsteer  # noqa: F401  (puts the fast BLAS in place before mlx is import
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from benchmarks import v4_peer
 from mlxsteer.models.deepseek_v4 import Model, ModelArgs
 
 CONFIG: dict[str, Any] = {
@@ -80,17 +79,9 @@ def ours() -> Model:
 
 
 def theirs(folder: Path, weights: list[tuple[str, mx.array]]) -> Any:
-    """mlx-vlm's language model, imported without the package's other parts."""
-    sys.path.insert(0, str(folder))
-    for name in ("mlx_vlm", "mlx_vlm.models", "mlx_vlm.models.deepseek_v4"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(folder / name.replace(".", "/"))]
-        sys.modules[name] = package
-    config = importlib.import_module("mlx_vlm.models.deepseek_v4.config")
-    language = importlib.import_module("mlx_vlm.models.deepseek_v4.language")
-    model = language.LanguageModel(config.ModelConfig.from_dict(CONFIG | {"index_block": 0}))
+    """mlx-vlm's language model with the same weights."""
+    model = v4_peer.language_model(folder, CONFIG)
     model.load_weights(weights, strict=True)
-    model.eval()
     return model
 
 
@@ -109,19 +100,23 @@ def prefill(model: Any, ids: mx.array) -> tuple[float, mx.array, Any]:
 
 
 def decode(model: Any, ids: mx.array, cache: Any, steps: int) -> tuple[float, mx.array]:
-    """Seconds per token over `steps` given tokens, and the last logits."""
+    """Seconds per token over `steps` given tokens, and the last logits.
+
+    Evaluates the logits alone, as mlx-lm's generator does.
+    """
     begin = time.perf_counter()
     for i in range(steps):
         last = logits_of(model, ids[:, i : i + 1], cache)[:, -1]
-        mx.eval(last, [c.state for c in cache])
+        mx.eval(last)
     return (time.perf_counter() - begin) / steps, last
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mlx-vlm", type=Path, required=True, help="folder of the wheel")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], help="of prompts")
+    parser.add_argument("--steps", type=int, default=8, help="decoded tokens in a round")
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     first = ours()
     models = {
@@ -129,28 +124,40 @@ def main() -> None:
         "mlx-vlm": theirs(options.mlx_vlm, tree_flatten(first.parameters())),
     }
     print(f"{'':10}{'mode':>14}{'tokens/s':>10}{'ratio':>8}{'logits off by':>16}")
-    for T in (512, 2048):
-        ids = mx.random.randint(0, CONFIG["vocab_size"], (1, T + options.steps))
-        compare(models, ids, T, options.steps, options.repeats)
+    for T in options.lengths:
+        ids = mx.random.randint(0, CONFIG["vocab_size"], (1, T + options.steps * options.rounds))
+        compare(models, ids, T, options.steps, options.rounds)
 
 
-def compare(models: dict[str, Any], ids: mx.array, T: int, steps: int, repeats: int) -> None:
-    """Print both modes of both models for a prompt of T tokens."""
+def compare(models: dict[str, Any], ids: mx.array, T: int, steps: int, rounds: int) -> None:
+    """Print both modes of both models for a prompt of T tokens.
+
+    The models take turns in short rounds, for machines that others use too; a ratio is the
+    median over rounds.
+    """
     truth = models["mlxsteer"](ids)[0]
-    speeds: dict[tuple[str, str], float] = {}
-
-    def run(model: Any, mode: str) -> tuple[float, mx.array]:
-        seconds, last, cache = prefill(model, ids[:, :T])
-        return (seconds / T, last) if mode == "prefill" else decode(model, ids[:, T:], cache, steps)
-
-    for mode, at in (("prefill", T - 1), ("decode", T + steps - 1)):
+    caches = {name: prefill(model, ids[:, :T])[2] for name, model in models.items()}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for r in range(rounds):
+        at = T + r * steps
         for name, model in models.items():
-            results = [run(model, mode) for _ in range(repeats)]
-            seconds, last = min(results, key=lambda result: result[0])
-            speeds[mode, name] = 1 / seconds
-            ratio = speeds[mode, "mlxsteer"] * seconds
-            off = mx.abs(last - truth[at]).max().item()
-            print(f"{name:10}{f'{mode} {T}':>14}{1 / seconds:10.1f}{ratio:8.2f}{off:16.1e}")
+            if r < max(2, rounds // 3):
+                seconds, last, _ = prefill(model, ids[:, :T])
+                note(found, name, "prefill", seconds / T, last - truth[T - 1])
+            seconds, last = decode(model, ids[:, at : at + steps], caches[name], steps)
+            note(found, name, "decode", seconds, last - truth[at + steps - 1])
+    for mode in ("prefill", "decode"):
+        rival = [seconds for seconds, _ in found["mlx-vlm", mode]]
+        for name in models:
+            seconds_of = [seconds for seconds, _ in found[name, mode]]
+            ratio = statistics.median(b / a for a, b in zip(seconds_of, rival, strict=True))
+            off = max(off for _, off in found[name, mode])
+            speed = 1 / statistics.median(seconds_of)
+            print(f"{name:10}{f'{mode} {T}':>14}{speed:10.1f}{ratio:8.2f}{off:16.1e}")
+
+
+def note(found: Any, name: str, mode: str, seconds: float, off: mx.array) -> None:
+    found.setdefault((name, mode), []).append((seconds, mx.abs(off).max().item()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from mlxsteer.models.deepseek_v4 import ModelArgs
 from mlxsteer.models.deepseek_v4.experts import clamped_swiglu
 from mlxsteer.models.deepseek_v4.hyper_connections import expand, gates
 from mlxsteer.models.deepseek_v4.indexer import index_scores, top_rows
-from mlxsteer.models.deepseek_v4.rope import Rope, inverse_frequencies
+from mlxsteer.models.deepseek_v4.rope import inverse_frequencies, rope_of
 from mlxsteer.models.deepseek_v4.rounding import power_of_two_above, round_e2m1, round_e4m3
 from tests.v4.test_config import FLASH
 from tests.v4.tiny import largest
@@ -33,7 +33,7 @@ def test_layers_without_rows_turn_by_theta_alone():
 @pytest.mark.parametrize("position", [0, 5, 1000, 1_000_000])
 def test_rotation_turns_pairs_of_the_last_dims_and_back(position):
     args = ModelArgs.from_dict(FLASH)
-    rope = Rope(args, 4, args.head_dim)
+    rope = rope_of(args, 4, args.head_dim)
     x = mx.random.normal((1, 2, 1, 512))
     y = np.array(rope(x, position))[0, :, 0]
     inv = inverse_frequencies(args, 4).astype(np.float32)
@@ -48,7 +48,7 @@ def test_rotation_turns_pairs_of_the_last_dims_and_back(position):
 
 def test_rows_of_a_batch_turn_at_their_own_positions():
     args = ModelArgs.from_dict(FLASH)
-    rope = Rope(args, 4, args.head_dim)
+    rope = rope_of(args, 4, args.head_dim)
     x = mx.random.normal((2, 3, 512))
     both = rope(x, mx.array([7, 40]), step=4)
     assert largest(both[0], rope(x[:1], 7, step=4)[0]) == 0
@@ -92,7 +92,7 @@ def test_rounded_values_are_the_nearest_codes_times_a_block_scale():
 
 def test_mixing_matrices_carry_a_shift_of_all_streams_unchanged():
     u = 3 * mx.random.normal((2, 5, 24), key=mx.random.key(3))
-    _, post, C = gates(u, mx.ones((3,)), mx.zeros((24,)), 4, 20, 1e-6)
+    _, post, C = gates(u, mx.ones((2, 5, 1)), mx.ones((3,)), mx.zeros((24,)), 4, (20, 1e-6, 1e-6))
     X, out = mx.random.normal((2, 5, 4, 16)), mx.random.normal((2, 5, 16))
     v = mx.random.normal((16,))
     shift = expand(out, X + v, post, C) - expand(out, X, post, C)

@@ -11,20 +11,22 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.mla import MultiLinear
 
 from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, WINDOW_ONLY, ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Joined, counting
+from mlxsteer.models.deepseek_v4.fusing import Joined, Switch, counting, on_host
 from mlxsteer.models.deepseek_v4.indexer import Indexer
 from mlxsteer.models.deepseek_v4.positions import Span, pick
-from mlxsteer.models.deepseek_v4.rope import Rope, turn
+from mlxsteer.models.deepseek_v4.rope import Rope, rope_of
 from mlxsteer.models.deepseek_v4.rounding import round_kv
 from mlxsteer.models.deepseek_v4.sharding import summed
 
 TILES = (128, 64, 32, 16, 8)  # queries at once: the first whose arrays fit the budget
+CPU_TILE = 32  # the most where masked scores cost as much as others
 TILE_BUDGET = 64 * 2**20  # bytes of float32 scores, or of rows that were picked per query
 
 
@@ -54,6 +56,20 @@ def _mix(p: mx.array, rows: mx.array) -> mx.array:
     return (p.swapaxes(1, 2) @ rows).swapaxes(1, 2)
 
 
+@on_host(np.float32, least=2**14)
+def _weights(scores: Any, sink: Any) -> Any:
+    """Softmax of scores [B, H, t, K] with a sink [H] in its denominator."""
+    sinks = sink[:, None, None]
+    if isinstance(scores, mx.array):
+        sinks = mx.broadcast_to(sinks, (*scores.shape[:3], 1))
+        return mx.softmax(mx.concatenate([scores, sinks], axis=-1), axis=-1)[..., :-1]
+    top = np.maximum(scores.max(axis=-1, keepdims=True), sinks)
+    scores -= top
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True) + np.exp(sinks - top)
+    return scores
+
+
 def attend(q: mx.array, parts: list[Rows], sink: mx.array) -> mx.array:
     """Softmax attention over all parts together, with a sink that takes weight and gives nothing.
 
@@ -64,8 +80,7 @@ def attend(q: mx.array, parts: list[Rows], sink: mx.array) -> mx.array:
     for part, r in zip(parts, rows, strict=True):
         s = _dots(q, r)
         scores.append(s if part.mask is None else mx.where(part.mask[:, None], s, -mx.inf))
-    sinks = mx.broadcast_to(sink[:, None, None], (*q.shape[:3], 1))
-    p = mx.softmax(mx.concatenate([*scores, sinks], axis=-1), axis=-1)
+    p = _weights(scores[0] if len(scores) == 1 else mx.concatenate(scores, axis=-1), sink)
     out, at = None, 0
     for r in rows:
         mixed = _mix(p[..., at : at + r.shape[-2]], r)
@@ -113,7 +128,7 @@ class Attention(nn.Module):
         D, H, d = args.hidden_size, args.num_attention_heads, args.head_dim
         self._args, self._ratio = args, args.compress_ratios[layer]
         self._eps, self._scale = args.rms_norm_eps, d**-0.5
-        self._rope = Rope(args, self._ratio, d)
+        self._rope = rope_of(args, self._ratio, d)
         self._heads, self._groups = H, args.o_groups
         self._group: Any = None  # of processes, where heads are split among several
         self.wq_a = nn.Linear(D, args.q_lora_rank, bias=False)
@@ -153,7 +168,7 @@ class Attention(nn.Module):
         nope, rounded = self._args.nope_head_dim, self._args.activation_rounding
         if span.is_step:
             at, constants = span.position(m), (nope, rounded, self._eps)
-            return finished_row(y, norm.weight, self._rope.periods, at, span.dtype, constants)
+            return finished_row(y, norm.weight, self._rope, at, span.dtype, constants)
         rows = self._rope(norm(y.astype(span.dtype)), span.window_offset(m), step=m or 1)
         return round_kv(rows, nope, span.dtype) if rounded else rows
 
@@ -163,7 +178,7 @@ class Attention(nn.Module):
         if span.is_step:
             constants = (c - self._args.qk_rope_head_dim, False, self._eps)
             at = span.position(SPARSE)
-            keys = finished_row(y, norm.weight, rope.periods, at, mx.float32, constants)
+            keys = finished_row(y, norm.weight, rope, at, mx.float32, constants)
         else:
             keys = rope(norm(y.astype(span.dtype)), span.window_offset(SPARSE), step=SPARSE)
         return self.indexer.rounded(keys, span.dtype)
@@ -282,7 +297,8 @@ class Attention(nn.Module):
         """Where the tile from i0 ends: its queries all see everything, or all choose."""
         sparse, m = self._is_sparse(span, i0), self._ratio
         R = span.visible(m, span.T - 1) if m else 0
-        i1 = min(i0 + tile_size(self._args, span.B, R, sparse), span.T)
+        most = CPU_TILE if Switch.on_host else TILES[0]
+        i1 = min(i0 + min(most, tile_size(self._args, span.B, R, sparse)), span.T)
         if not sparse and self._is_sparse(span, i1 - 1):
             i1 = next(i for i in range(i0 + 1, i1 + 1) if self._is_sparse(span, i))
         return i1
@@ -361,26 +377,27 @@ def chosen_rows(kv: mx.array, best: mx.array, W: int) -> mx.array:
 
 def _sample_row() -> tuple[Any, ...]:
     y = mx.random.normal((2, 1, 128), key=mx.random.key(8))
-    periods = mx.concatenate([mx.full((32,), mx.inf), 10.0 ** (mx.arange(32) / 8)])
+    still, turning = np.full(32, np.inf), 10.0 ** (np.arange(32) / 8)
+    rope = Rope(np.concatenate([still, turning]).astype(np.float32))
     weight = 1 + 0.1 * mx.random.normal((128,), key=mx.random.key(9))
-    return y, weight, periods, mx.array([5, 900]), mx.float32, (64, True, 1e-6)
+    return y, weight, rope, mx.array([5, 900]), mx.float32, (64, True, 1e-6)
 
 
 @kernels.twin(kernels.kv_row, _sample_row)
 def finished_row(
     y: mx.array,
     weight: mx.array,
-    periods: mx.array,
+    rope: Rope,
     position: mx.array,
     dtype: mx.Dtype,
     constants: tuple[int, bool, float],
 ) -> mx.array:
     """One row per batch row: normed, turned to its position, rounded.
 
-    y [B, 1, d], periods [d/2], position [B]; `constants`: dims without position, whether they
+    y [B, 1, d], position [B]; `constants`: dims without position, whether they
     are rounded, norm eps.
     """
     nope, rounded, eps = constants
     rows = mx.fast.rms_norm(y.astype(mx.float32), weight.astype(mx.float32), eps)
-    rows = turn(rows, periods, position)
+    rows = rope(rows, position)
     return round_kv(rows, nope, dtype) if rounded else rows.astype(dtype)

@@ -12,7 +12,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused
+from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused, library, on_host
 from mlxsteer.models.deepseek_v4.sharding import summed
 
 SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert pays
@@ -21,9 +21,14 @@ SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert 
 @fused
 def clamped_swiglu(gate: mx.array, up: mx.array, limit: float, dtype: mx.Dtype) -> mx.array:
     """`silu(min(gate, limit)) * clip(up, -limit, limit)`, in float32, cast at the end."""
-    g = mx.minimum(gate.astype(mx.float32), limit)
-    u = mx.clip(up.astype(mx.float32), -limit, limit)
-    return (g * mx.sigmoid(g) * u).astype(dtype)
+    return _swiglu(gate.astype(mx.float32), up.astype(mx.float32), limit).astype(dtype)
+
+
+@on_host(np.float32, least=2**14)
+def _swiglu(gate: Any, up: Any, limit: float) -> Any:
+    lib = library(gate)
+    g = lib.minimum(gate, limit)
+    return g / (1 + lib.exp(-g)) * lib.clip(up, -limit, limit)
 
 
 @fused
@@ -117,13 +122,13 @@ class SwitchMLP(nn.Module):
         """
         counts = np.bincount(np.array(experts).ravel(), minlength=len(self.gate_proj.weight))
         ends = np.cumsum(counts)
-        out = []
-        for e in np.flatnonzero(counts).tolist():
-            tokens = x[ends[e] - counts[e] : ends[e]]
-            gate, up = (tokens @ p.weight[e].T for p in (self.gate_proj, self.up_proj))
-            h = clamped_swiglu(gate, up, self._limit, x.dtype)
-            out.append(h @ self.down_proj.weight[e].T)
-        return mx.concatenate(out)
+        parts = [(e, slice(ends[e] - counts[e], ends[e])) for e in np.flatnonzero(counts).tolist()]
+        gate, up = (
+            mx.concatenate([x[part] @ linear.weight[e].T for e, part in parts])
+            for linear in (self.gate_proj, self.up_proj)
+        )
+        h = clamped_swiglu(gate, up, self._limit, x.dtype)
+        return mx.concatenate([h[part] @ self.down_proj.weight[e].T for e, part in parts])
 
     def _activated(
         self, x: mx.array, token: mx.array | None, experts: mx.array, in_order: bool

@@ -15,19 +15,19 @@ import numpy as np
 
 from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Switch, fused
+from mlxsteer.models.deepseek_v4.fusing import Switch, fused, library, on_host
 
 
-def sinkhorn(C: mx.array, iterations: int, eps: float) -> mx.array:
+def sinkhorn(C: Any, iterations: int, eps: float) -> Any:
     """`C` [..., source, destination] with columns, rows, ..., columns normalised in turn.
 
     Sums come from products with a constant matrix, and eps from a column of ones: two
     operations per step, for any number of tokens at once.
     """
-    n = C.shape[-1]
-    rows, columns = _sums(n, eps)
+    lib, n = library(C), C.shape[-1]
+    rows, columns = _sums(lib, n, eps)
     flat = C.reshape(-1, n * n)
-    flat = mx.concatenate([flat, mx.ones((flat.shape[0], 1))], axis=-1)
+    flat = lib.concatenate([flat, lib.ones((flat.shape[0], 1), dtype=lib.float32)], axis=-1)
     flat = flat / (flat @ columns)
     for _ in range(iterations - 1):
         flat = flat / (flat @ rows)
@@ -36,7 +36,7 @@ def sinkhorn(C: mx.array, iterations: int, eps: float) -> mx.array:
 
 
 @lru_cache(maxsize=4)
-def _sums(n: int, eps: float) -> tuple[mx.array, mx.array]:
+def _sums(lib: Any, n: int, eps: float) -> tuple[Any, Any]:
     """[n*n+1, n*n+1] matrices: a row's (a column's) sum plus eps in each of its places.
 
     The last place holds 1 and keeps it.
@@ -47,25 +47,33 @@ def _sums(n: int, eps: float) -> tuple[mx.array, mx.array]:
         sums = np.zeros((n * n + 1, n * n + 1), np.float32)
         sums[:-1, :-1] = group[:, None] == group
         sums[-1, :-1], sums[-1, -1] = eps, 1
-        found.append(mx.array(sums))
+        found.append(lib.array(sums))
     return found[0], found[1]
 
 
+@on_host(np.float64)
 def gates(
-    u: mx.array, scale: mx.array, base: mx.array, n: int, iterations: int, eps: float
-) -> tuple[mx.array, mx.array, mx.array]:
-    """From the projection `u` [..., n*(n+2)]: pre [..., n], post [..., n], C [..., n, n]."""
-    pre = mx.sigmoid(u[..., :n] * scale[0] + base[:n]) + eps
-    post = 2 * mx.sigmoid(u[..., n : 2 * n] * scale[1] + base[n : 2 * n])
-    logits = u[..., 2 * n :] * scale[2] + base[2 * n :]
-    C = mx.softmax(mx.unflatten(logits, -1, (n, n)), axis=-1) + eps
-    return pre, post, sinkhorn(C, iterations, eps)
+    u: Any, squares: Any, scale: Any, base: Any, n: int, constants: tuple[int, float, float]
+) -> tuple[Any, Any, Any]:
+    """What a sublayer reads, writes and mixes: pre [..., n], post [..., n], C [..., n, n].
+
+    u [..., n*(n+2)]: the projection of the flattened streams; squares [..., 1]: the mean of
+    their squares. `constants`: Sinkhorn iterations, hc_eps, norm eps.
+    """
+    iterations, eps, norm_eps = constants
+    lib = library(u)
+    parts = lib.array([0] * n + [1] * n + [2] * n * n)  # which of the three scales
+    u = u / lib.sqrt(squares + norm_eps) * scale[parts] + base
+    weights = 1 / (1 + lib.exp(-u[..., : 2 * n]))
+    logits = u[..., 2 * n :].reshape(*u.shape[:-1], n, n)
+    e = lib.exp(logits - logits.max(axis=-1, keepdims=True))
+    C = e / e.sum(axis=-1, keepdims=True) + eps
+    return weights[..., :n] + eps, 2 * weights[..., n:], sinkhorn(C, iterations, eps)
 
 
-def normed_projection(X: mx.array, fn: mx.array, eps: float) -> mx.array:
-    """`fn` times the RMS-normalised flattened streams. X [B, T, n, D] float32 -> [B, T, out]."""
-    z = mx.fast.rms_norm(mx.flatten(X, -2, -1), None, eps)
-    return z @ fn.T
+def mean_square(z: mx.array) -> mx.array:
+    """Over the last axis: z [..., W] -> [..., 1]."""
+    return (z[..., None, :] @ z[..., None]).squeeze(-1) / z.shape[-1]
 
 
 def collapse(weights: mx.array, X: mx.array) -> mx.array:
@@ -117,10 +125,9 @@ def front(
 
     `constants`: Sinkhorn iterations, hc_eps, norm eps.
     """
-    iterations, eps, norm_eps = constants
     X32 = X.astype(mx.float32)
-    u = normed_projection(X32, fn, norm_eps)
-    pre, post, C = gates(u, scale, base, X.shape[2], iterations, eps)
+    z = mx.flatten(X32, -2, -1)
+    pre, post, C = gates(z @ fn.T, mean_square(z), scale, base, X.shape[2], constants)
     return collapse(pre, X32).astype(dtype), post, C
 
 
@@ -156,6 +163,7 @@ class HyperHead(nn.Module):
     def __call__(self, X: mx.array) -> mx.array:
         """X [B, T, n, D] -> [B, T, D] in X's dtype."""
         X32 = X.astype(mx.float32)
-        u = normed_projection(X32, self.fn, self._norm_eps)
+        z = mx.flatten(X32, -2, -1)
+        u = z @ self.fn.T * mx.rsqrt(mean_square(z) + self._norm_eps)
         w = mx.sigmoid(u * self.scale[0] + self.base) + self._eps
         return collapse(w, X32).astype(X.dtype)

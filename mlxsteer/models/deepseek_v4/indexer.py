@@ -14,7 +14,7 @@ from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import counting
-from mlxsteer.models.deepseek_v4.rope import Rope
+from mlxsteer.models.deepseek_v4.rope import rope_of
 from mlxsteer.models.deepseek_v4.rounding import round_index
 
 SCORE_BLOCK = 2048  # index rows scored at once
@@ -56,7 +56,7 @@ class Indexer(nn.Module):
         h, c = args.index_n_heads, args.index_head_dim
         self._heads, self._k = h, args.index_topk
         self._round = args.activation_rounding
-        self.rope = Rope(args, SPARSE, c)
+        self.rope = rope_of(args, SPARSE, c)
         self.wq_b = nn.Linear(args.q_lora_rank, h * c, bias=False)
         self.weights_proj = nn.Linear(args.hidden_size, h, bias=False)
         self.compressor = Compressor(args, SPARSE, c)

@@ -282,7 +282,7 @@ ROW = Body(
 def kv_row(
     y: mx.array,
     weight: mx.array,
-    periods: mx.array,
+    rope: Any,
     position: mx.array,
     dtype: mx.Dtype,
     constants: tuple[int, bool, float],
@@ -292,7 +292,7 @@ def kv_row(
     D = y.shape[-1]
     sizes = {"D": D, "NOPE": nope, "ROUNDED": int(rounded), "BLOCK": 64, "O": dtype}
     grid = (D, y.size // D, 1)
-    given = [y, weight, periods, position]
+    given = [y, weight, rope.periods, position]
     return launch(ROW, given, sizes, grid, [(y.shape, dtype)], (("NORM_EPS", eps),))[0]
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -76,20 +77,27 @@ def quantised_model(rounding: bool) -> Model:
     """Random weights, 8-bit matrices and 4-bit experts, as a converted model has them."""
     model = Model(ModelArgs.from_dict(LAYOUT | {"activation_rounding": rounding}))
 
-    def mode(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if not hasattr(module, "to_quantized") or "compressor" in path or "weights_proj" in path:
-            return False
-        bits = 4 if "switch_mlp" in path else 8
-        return {"group_size": 32, "bits": bits, "mode": f"mxfp{bits}"}
+    nn.quantize(model, class_predicate=packing)
+    narrow(model)
+    return model
 
-    nn.quantize(model, class_predicate=mode)
+
+def packing(path: str, module: nn.Module) -> bool | dict[str, Any]:
+    """How a converted model packs the module at `path`."""
+    if not hasattr(module, "to_quantized") or "compressor" in path or "weights_proj" in path:
+        return False
+    bits = 4 if "switch_mlp" in path else 8
+    return {"group_size": 32, "bits": bits, "mode": f"mxfp{bits}"}
+
+
+def narrow(model: Any) -> None:
+    """Cast to bfloat16 what a converted model holds in it."""
     keep = model.cast_predicate
     parameters: Any = tree_flatten(model.parameters())
     for path, value in parameters:
         if value.dtype == mx.float32 and keep(path):
             model.load_weights([(path, value.astype(mx.bfloat16))], strict=False)
     mx.eval(model.parameters())
-    return model
 
 
 def graph(*outputs: mx.array) -> Counter[str]:
@@ -114,6 +122,13 @@ def decode_step(model: Model, position: int) -> Counter[str]:
         layer.fill(position, mx.bfloat16)
         mx.eval(layer.arrays)
     token = mx.zeros((1, 1), dtype=mx.int32)
+    with stand_ins():
+        return graph(model(token, cache=cache))
+
+
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """The graph as it is on a GPU, with one primitive for each operation that only a GPU has."""
     with ExitStack() as stack:
         for name, stand_in in (("rms_norm", _norm), ("rope", _rope)):
             stack.enter_context(patch.object(mx.fast, name, stand_in))
@@ -121,8 +136,8 @@ def decode_step(model: Model, position: int) -> Counter[str]:
         stack.enter_context(patch.object(kernels, "_agree", lambda *_: True))
         stack.enter_context(patch.object(Switch, "kernels", True))
         stack.enter_context(patch.object(Switch, "compiling", True))
-        logits = model(token, cache=cache)
-        return graph(logits)
+        stack.enter_context(patch.object(Switch, "on_host", False))
+        yield
 
 
 def _kernel(body: Any, inputs: Any, constants: Any, grid: Any, outputs: Any, *_: Any) -> Any:

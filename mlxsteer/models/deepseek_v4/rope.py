@@ -7,11 +7,13 @@ operation and nothing is cut apart and joined again.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
 
 from mlxsteer.models.deepseek_v4.config import ModelArgs
+from mlxsteer.models.deepseek_v4.fusing import Switch
 
 
 def inverse_frequencies(args: ModelArgs, ratio: int) -> np.ndarray:
@@ -46,27 +48,17 @@ def _periods(inv: np.ndarray) -> np.ndarray:
     return near[error.argmin(axis=0), np.arange(len(inv))]
 
 
-def turn(x: mx.array, periods: mx.array, offset: int | mx.array, step: int = 1) -> mx.array:
-    """Rotate interleaved pairs of `x` [B, ..., T, 2n] by position / `periods` [n]."""
-    return mx.fast.rope(
-        x,
-        x.shape[-1],
-        traditional=True,
-        base=None,
-        scale=float(step),
-        offset=offset,
-        freqs=periods,
-    )
-
-
 class Rope:
-    """Rotation for rows of one width. Holds no parameters."""
+    """Rotation for rows of one width. Holds no parameters.
 
-    def __init__(self, args: ModelArgs, ratio: int, width: int):
-        inv = inverse_frequencies(args, ratio).astype(np.float32)
-        still = np.full((width - args.qk_rope_head_dim) // 2, np.inf, dtype=np.float32)
-        self.periods = mx.array(np.concatenate([still, _periods(inv)]))
+    periods [width/2]: positions per radian of each pair; infinite for pairs that stand still.
+    """
+
+    def __init__(self, periods: np.ndarray):
+        self.periods = mx.array(periods)
         self._back = -self.periods
+        self._inverse = np.float32(1) / periods
+        self._phases = lru_cache(maxsize=8)(self._make_phases)
 
     def __call__(
         self, x: mx.array, offset: int | mx.array, *, step: int = 1, inverse: bool = False
@@ -75,4 +67,42 @@ class Rope:
 
         `offset` is one int, or an array [B] with one offset per batch row.
         """
-        return turn(x, self._back if inverse else self.periods, offset, step)
+        if Switch.on_host and x.shape[-2] == 1 and x.dtype == mx.float32:
+            return self._turned_by_phases(x, offset, step, inverse)
+        return mx.fast.rope(
+            x,
+            x.shape[-1],
+            traditional=True,
+            base=None,
+            scale=float(step),
+            offset=offset,
+            freqs=self._back if inverse else self.periods,
+        )
+
+    def _turned_by_phases(
+        self, x: mx.array, offset: int | mx.array, step: int, inverse: bool
+    ) -> mx.array:
+        """One token on a CPU, where `mx.fast.rope` is twenty operations: pairs are complex."""
+        starts = (offset,) if isinstance(offset, int) else tuple(offset.tolist())
+        phases = self._phases(starts, x.shape[-2], step, inverse)
+        phases = phases.reshape(-1, *[1] * (x.ndim - 3), *phases.shape[1:])
+        return (x.view(mx.complex64) * phases).view(mx.float32)
+
+    def _make_phases(self, starts: tuple[int, ...], T: int, step: int, inverse: bool) -> mx.array:
+        """exp(i angle), [B or 1, T, width/2]. Angles are float32, as everywhere."""
+        positions = (np.array(starts)[:, None] + np.arange(T)) * step
+        angles = positions.astype(np.float32)[..., None] * self._inverse
+        turns = np.exp((-1j if inverse else 1j) * angles.astype(np.float64))
+        return mx.array(turns.astype(np.complex64))
+
+
+@lru_cache(maxsize=16)
+def _shared(width: int, inverse_frequencies: tuple[float, ...]) -> Rope:
+    inv = np.array(inverse_frequencies, dtype=np.float32)
+    still = np.full(width // 2 - len(inv), np.inf, dtype=np.float32)
+    return Rope(np.concatenate([still, _periods(inv)]))
+
+
+def rope_of(args: ModelArgs, ratio: int, width: int) -> Rope:
+    """The rotation of a layer's rows of `width`; layers that turn alike share it."""
+    return _shared(width, tuple(inverse_frequencies(args, ratio)))
