@@ -33,8 +33,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MlxsteerError(
-            f"Cannot serve on {host}:{port}: {reason}. Choose another with --port, e.g. --port"
-            f" {port + 1 if 0 < port < 65535 else 8081}."
+            f"Cannot serve on {host}:{port}: {reason}. Choose another --port, e.g. --port"
+            f" {port + 1 if 0 < port < 65535 else 8081}, or another --host."
         ) from None
     return bound
 
