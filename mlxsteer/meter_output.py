@@ -137,6 +137,6 @@ def _scales(probes: Sequence[Probe]) -> list[str]:
         whose = "" if not others else f"{', '.join(between)}: "
         said.append(f"{whose}0 and 1 are where the examples of the two poles lie.")
     if others:
-        whose = "" if not between else f"{', '.join(others)}: "
-        said.append(f"{whose}in units of the residual norm, shown about the answer's own mean.")
+        whose = "Readings" if not between else f"{', '.join(others)}: readings"
+        said.append(f"{whose} in residual norms, shown about the answer's own mean.")
     return said

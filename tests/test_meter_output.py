@@ -91,7 +91,7 @@ def test_without_colours_a_table_has_it_all(monkeypatch) -> None:
         f"terse@12  +0.500  +0.000   +1.000  {BARS[0]}{BARS[4]}{BARS[7]}",
         f"formal@9  +0.030  +0.010   +0.050  {BARS[3]}{BARS[4]}{BARS[4]}",
         "terse: 0 and 1 are where the examples of the two poles lie."
-        " formal: in units of the residual norm, shown about the answer's own mean.",
+        " formal: readings in residual norms, shown about the answer's own mean.",
     ]
 
 
