@@ -100,7 +100,7 @@ def command() -> None:
     show_default=True,
     help="Adam's peak learning rate.",
 )
-@click.option("--batch", type=click.IntRange(2), default=2048, show_default=True)
+@click.option("--batch", type=click.IntRange(2), default=1024, show_default=True)
 @click.option("--seed", type=int, default=0)
 @click.option("--name", help="What to call it. Default: SITE-LAYER-ARCHITECTURE.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder to write, in place of yours.")

@@ -41,7 +41,7 @@ class Recipe:
     features: int = 4096
     k: int = 32
     epochs: float = 4.0
-    batch: int = 2048
+    batch: int = 1024
     rate: float = 1e-3
     dead_after: int = 100_000
     seed: int = 0
