@@ -18,6 +18,7 @@ import numpy as np
 
 from mlxsteer import ops
 from mlxsteer.plan import STEADY, Place, Plan, SiteEdit
+from mlxsteer.vector import Encoder
 
 PADDING = 0  # phase of a position that holds no token
 MAX_CACHED_STACKS = 16
@@ -27,6 +28,7 @@ FULL, SHARE = 2, 1  # how the terms of a timing act at a position; 0 is not at a
 Edits = dict[Place, Callable[[mx.array], mx.array]]
 RowKey = tuple[tuple[str, int], ...]
 Weights = Sequence[np.ndarray | None]
+StackedFeature = tuple[mx.array, mx.array, mx.array, tuple[mx.array, mx.array, mx.array]]
 
 
 @dataclass
@@ -34,11 +36,13 @@ class StackedPart:
     """One slot's edits of B rows at one place.
 
     projections: [(directions [B, 1, D], shares [B, 1, 1])], clamps: [(directions, values, on)],
+    features: [(directions, values, on, (rows [B, 1, D], biases, thresholds))],
     shift and turn: [B, 1, D]; for site `stream` [B, 1, 4, D].
     """
 
     projections: list[tuple[mx.array, mx.array]] = field(default_factory=list)
     clamps: list[tuple[mx.array, mx.array, mx.array]] = field(default_factory=list)
+    features: list[StackedFeature] = field(default_factory=list)
     shift: mx.array | None = None
     turn: mx.array | None = None
 
@@ -68,6 +72,13 @@ class StackedEdit:
             for direction, value, on in part.clamps:
                 on = _scaled(on, scale, x)
                 x = ops.clamp(x, _fit(direction, x), _fit(value, x), on)
+        read = x
+        for part, scale in scaled:
+            for direction, value, on, (row, bias, threshold) in part.features:
+                encoder = (_fit(row, x), _fit(bias, x), _fit(threshold, x))
+                on = _scaled(on, scale, x)
+                direction, value = _fit(direction, x), _fit(value, x)
+                x = ops.clamp_feature(x, read, direction, value, on, encoder)
         shifts = [_scaled(part.shift, s, x) for part, s in scaled if part.shift is not None]
         if shifts:
             x = ops.add(x, reduce(add, shifts))
@@ -224,7 +235,33 @@ def _part(edits: Sequence[SiteEdit | None]) -> StackedPart:
         values = _column([item[1] if item else 0.0 for item in at], directions.ndim)
         on = _column([1.0 if item else 0.0 for item in at], directions.ndim)
         stacked.clamps.append((directions, values, on))
+    for slot in range(max(len(row.features) for row in rows)):
+        stacked.features.append(
+            _features([row.features[slot] if slot < len(row.features) else None for row in rows])
+        )
     return stacked
+
+
+def _features(at: Sequence[tuple[np.ndarray, float, Encoder] | None]) -> StackedFeature:
+    """One feature of each row; a row without one reads 0 and sets nothing."""
+    directions = _rows([item[0] if item else None for item in at])
+    encoders = _rows([item[2].row if item else None for item in at])
+    assert directions is not None
+    assert encoders is not None
+
+    def column(values: list[float]) -> mx.array:
+        return _column(values, directions.ndim)
+
+    return (
+        directions,
+        column([item[1] if item else 0.0 for item in at]),
+        column([1.0 if item else 0.0 for item in at]),
+        (
+            encoders,
+            column([item[2].bias if item else 0.0 for item in at]),
+            column([item[2].threshold if item else 0.0 for item in at]),
+        ),
+    )
 
 
 def _rows(arrays: Sequence[np.ndarray | None]) -> mx.array | None:

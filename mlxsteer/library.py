@@ -1,4 +1,4 @@
-"""Names become vectors: a path, the user's, the bundled ones, a Hub repo, or a contrast set.
+"""Names become vectors: a path, the user's, the bundled ones, features, a Hub repo, or a set.
 
 Owns where vectors lie and in which order they are looked for; reading them is `vectorfile`'s.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlxsteer.vector import SteeringVector
 
 SUFFIX = ".safetensors"
+FEATURES = "sae/"  # begins the names of features of a dictionary
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<name>[\w.-]+)\Z")
 
 
@@ -45,6 +46,10 @@ def own_path(name: str, key: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix == SUFFIX:
         return path
+    if name.startswith(FEATURES):
+        from mlxsteer.sae import features
+
+        return features.kept_path(features.resolve(name, key), key)
     # A Hub vector keeps its name behind the colon, a foreign file its own without the ending.
     plain = name.rpartition(":")[2] if ":" in name else name
     plain = path.stem if is_path(plain) else plain
@@ -118,6 +123,10 @@ def _find(name: str, key: str) -> SteeringVector | None:
         return SteeringVector.load(Path(name).expanduser())
     if (path := available(key).get(name)) is not None:
         return SteeringVector.load(path)
+    if name.startswith(FEATURES):
+        from mlxsteer.sae import features
+
+        return features.find(name, key)
     if match := _HUB_NAME.match(name):
         from mlxsteer.hubvectors import pull
 

@@ -46,6 +46,28 @@ def clamp(h: mx.array, direction: mx.array, value: mx.array, on: mx.array) -> mx
     return (x + (on * (value - component)) * direction).astype(h.dtype)
 
 
+def clamp_feature(
+    h: mx.array,
+    x: mx.array,
+    direction: mx.array,
+    value: mx.array,
+    on: mx.array,
+    encoder: tuple[mx.array, mx.array, mx.array],
+) -> mx.array:
+    """`h + (value − f(x))·d` where `on` is 1: sets a feature, keeps what no feature explains.
+
+    encoder: (row, bias, threshold) of f(x) = m where m = row·x + bias is above the threshold,
+    else 0. x: the states that are read, so that several features are read from the same ones;
+    of streams `[B, T, 4, D]` the mean is read, and each gets the change.
+    """
+    row, bias, threshold = encoder
+    states = x.astype(mx.float32)
+    states = states.mean(axis=-2, keepdims=True) if x.ndim == 4 else states
+    reading = (states * row).sum(axis=-1, keepdims=True) + bias
+    reading = mx.where(reading > threshold, reading, 0)
+    return (h.astype(mx.float32) + (on * (value - reading)) * direction).astype(h.dtype)
+
+
 def _component(x: mx.array, direction: mx.array) -> mx.array:
     """`d·x` for a unit direction; one of `[…, 4, D]` is a unit over all four streams."""
     streams = direction.ndim == 4 and direction.shape[-2] > 1

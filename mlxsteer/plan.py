@@ -21,7 +21,7 @@ from mlxsteer.probe import probe_of
 from mlxsteer.similarity import coincidences
 from mlxsteer.suffixes import WITH_PROMPT
 from mlxsteer.timing import Gate, Timing
-from mlxsteer.vector import EDGE, Array, SteeringVector
+from mlxsteer.vector import EDGE, Array, Encoder, SteeringVector
 
 # A position's phase is a set of bits. The last prompt position is PROMPT | (the phase of the
 # first generated token), because its logits give that token.
@@ -43,14 +43,16 @@ STEADY = -1  # the slot of terms without condition or schedule
 
 @dataclass(frozen=True)
 class SiteEdit:
-    """What happens at one place of one row, in this order: project, clamp, shift, turn.
+    """What happens at one place of one row: project, clamp, set features, shift, turn.
 
-    Projections and clamps come first so that no term removes another's shift. `turn` is a shift
-    that keeps the state's norm. Arrays are float32 `[d]` (site `stream`: `[4, d]`).
+    What sets comes first so that no term removes another's shift; features are all read before
+    the first of them is set. `turn` is a shift that keeps the state's norm. Arrays are float32
+    `[d]` (site `stream`: `[4, d]`).
     """
 
     projections: tuple[tuple[Array, float], ...] = ()
     clamps: tuple[tuple[Array, float], ...] = ()
+    features: tuple[tuple[Array, float, Encoder], ...] = ()
     shift: Array | None = None
     turn: Array | None = None
 
@@ -126,6 +128,9 @@ class Plan:
             for layer in planned.layers:
                 digest.update(np.int32(layer).tobytes() + planned.lengths[layer].tobytes())
                 digest.update(np.ascontiguousarray(vector.directions[layer]).tobytes())
+            if (encoder := vector.encoder) is not None:
+                digest.update(repr((encoder.bias, encoder.threshold)).encode())
+                digest.update(np.ascontiguousarray(encoder.row).tobytes())
         return digest.hexdigest() if self.terms else ""
 
     def stamp(self, phase: int) -> str:
@@ -201,7 +206,8 @@ def build(
 def _strength_warnings(term: Term, vector: SteeringVector) -> Iterator[str]:
     if vector.op != "project" and not term.unit and abs(term.amount * vector.gain) > EDGE:
         yield f"{vector.name}:{term.amount:g} is above 5, the edge of coherent output; obeying."
-    if vector.op == "add" and not term.unit and vector.calibration is None:
+    limited = vector.op == "add" or vector.encoder is not None
+    if limited and not term.unit and vector.calibration is None:
         yield (
             f"{vector.name} is uncalibrated: strength 5 is taken as dose"
             f" {vector.delta(1):g}. To find its limit: mlxsteer calibrate {vector.name}"
@@ -271,6 +277,8 @@ def _with_term(edit: SiteEdit, planned: PlannedTerm, layer: int) -> SiteEdit:
         rows = direction if direction.ndim == 2 and vector.site != "stream" else direction[None]
         removed = tuple((row, length) for row in rows)
         return replace(edit, projections=edit.projections + removed)
+    if vector.encoder is not None:
+        return replace(edit, features=(*edit.features, (direction, length, vector.encoder)))
     if vector.op == "clamp":
         return replace(edit, clamps=(*edit.clamps, (direction, length)))
     shift = length * direction
@@ -284,6 +292,7 @@ def _explain(planned: PlannedTerm) -> str:
     if not layers:
         return f"{format_terms([planned.term])}: nothing"
     verb = {"add": "add", "clamp": "set the component to", "project": "remove"}[vector.op]
+    verb = verb if vector.encoder is None else "set the feature to"
     how = f"{verb} at {vector.site}, layers {_spans(layers)}, on {planned.positions} positions"
     if vector.op == "project":
         amount = f"share {planned.lengths[layers[0]]:+.2f} of the component"

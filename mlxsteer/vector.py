@@ -40,6 +40,24 @@ class Calibration:
         return replace(self, delta_plus=self.delta_minus, delta_minus=self.delta_plus)
 
 
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """How a feature reads a state: f(h) = m where m = row·h + bias is above `threshold`, else 0.
+
+    row: float32 [d]. f is the length of the feature's share of the state along its unit
+    direction. threshold is at least 0.
+    """
+
+    row: Array
+    bias: float
+    threshold: float = 0.0
+
+    def read(self, states: Array) -> Array:
+        """[..., d] → [...]: f of every state."""
+        reading = np.asarray(states, np.float32) @ self.row + np.float32(self.bias)
+        return np.where(reading > self.threshold, reading, 0)
+
+
 @dataclass(frozen=True)
 class SteeringVector:
     """One named direction.
@@ -51,6 +69,7 @@ class SteeringVector:
     magnitude: [n_layers], the norms of the arrays that the directions came from; `NAME:1r` adds
         these arrays.
     gain: what the vector was multiplied by: `3 * v` has gain 3.
+    encoder: of a feature whose op is `clamp`: what is set is its reading, not the component.
     effect: for `project`, whether positive strength removes the component or amplifies it.
     """
 
@@ -63,6 +82,7 @@ class SteeringVector:
     layer_share: Array | None = None
     magnitude: Array | None = None
     control_mean: Mapping[int, Array] = field(default_factory=dict)
+    encoder: Encoder | None = None
     gain: float = 1.0
     norm_preserving: bool = False
     effect: str = "remove"
@@ -75,6 +95,7 @@ class SteeringVector:
         _check_words(self)
         _check_directions(self)
         _check_profiles(self)
+        _check_encoder(self)
 
     # --- facts ---------------------------------------------------------------------------
 
@@ -202,6 +223,11 @@ class SteeringVector:
         return self * (1.0 / divisor)
 
     def __neg__(self) -> SteeringVector:
+        if self.encoder is not None:
+            raise VectorError(
+                f"{self.name!r} sets a feature, which has no opposite. Steer with a negative"
+                f" strength ({self.name}:-3), or add its direction instead."
+            )
         about = _swapped(self.about)
         flipped = {layer: -array for layer, array in self.directions.items()}
         effect = {"remove": "amplify", "amplify": "remove"}[self.effect]
@@ -327,6 +353,27 @@ def _check_profiles(vector: SteeringVector) -> None:
     share = vector.layer_share
     if share is not None and abs(float(share.sum()) - 1) > UNIT_TOLERANCE:
         raise VectorError(f"{vector.name!r}: layer_share sums to {float(share.sum()):.4g}, not 1.")
+
+
+def _check_encoder(vector: SteeringVector) -> None:
+    encoder = vector.encoder
+    if encoder is None:
+        return
+    if vector.op != "clamp" or len(vector.directions) != 1 or vector.site == "stream":
+        raise VectorError(
+            f"{vector.name!r}: an encoder goes with op `clamp` at one layer of residual, ffn_out"
+            " or attn_out."
+        )
+    if encoder.row.shape != (vector.d_model,):
+        raise VectorError(
+            f"{vector.name!r}: the encoder's row is {list(encoder.row.shape)}, not"
+            f" [{vector.d_model}]."
+        )
+    numbers = (encoder.bias, encoder.threshold)
+    if not (np.isfinite(encoder.row).all() and np.isfinite(numbers).all()):
+        raise VectorError(f"{vector.name!r}: the encoder holds NaN or infinity.")
+    if encoder.threshold < 0:
+        raise VectorError(f"{vector.name!r}: an encoder's threshold is at least 0.")
 
 
 def _unit(array: Array, name: str, layer: int, op: str, site: str) -> tuple[Array, float]:

@@ -20,11 +20,12 @@ from safetensors.numpy import save as to_safetensors
 import mlxsteer
 from mlxsteer.errors import VectorError
 from mlxsteer.files import atomic_path
-from mlxsteer.vector import Array, Calibration, SteeringVector
+from mlxsteer.vector import Array, Calibration, Encoder, SteeringVector
 
 FORMAT_VERSION = 1
 HEADER_KEY = "mlxsteer"
 PROFILES = ("residual_norm", "layer_share", "magnitude")
+ENCODER_ROW, ENCODER_NUMBERS = "encoder.row", "encoder.bias_threshold"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 # Facts of the model and of the making lie flat in the JSON, under these names.
 MODEL_KEYS = (
@@ -134,6 +135,9 @@ def _tensors(vector: SteeringVector) -> dict[str, Array]:
     for name in PROFILES:
         if (array := getattr(vector, name)) is not None:
             tensors[name] = array
+    if (encoder := vector.encoder) is not None:
+        tensors[ENCODER_ROW] = encoder.row
+        tensors[ENCODER_NUMBERS] = np.array([encoder.bias, encoder.threshold])
     return {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
 
 
@@ -194,6 +198,7 @@ def _assemble(facts: dict[str, Any], tensors: dict[str, Array], path: Path) -> S
         op=facts["op"],
         site=facts["site"],
         control_mean=_by_layer(tensors, "control_mean."),
+        encoder=_encoder(tensors),
         gain=float(facts.get("gain", 1.0)),
         norm_preserving=bool(facts.get("norm_preserving", False)),
         effect=facts.get("effect", "remove"),
@@ -218,6 +223,13 @@ def _calibration(facts: dict[str, Any] | None) -> Calibration | None:
         context_len=facts.get("context_len"),
         curve=tuple(facts.get("curve") or ()),
     )
+
+
+def _encoder(tensors: dict[str, Array]) -> Encoder | None:
+    if ENCODER_ROW not in tensors:
+        return None
+    bias, threshold = tensors[ENCODER_NUMBERS]
+    return Encoder(tensors[ENCODER_ROW], float(bias), float(threshold))
 
 
 def _by_layer(tensors: dict[str, Array], prefix: str) -> dict[int, Array]:
