@@ -92,10 +92,20 @@ def _coherence(axes: Any, sweep: Sweep) -> None:
     axes.axhline(sweep.guard.perplexity_ratio, color="#444444", linestyle=":", label="its guard")
     axes.plot(x, distinct, "s-", color="#7a5ea8", label="distinct-2, × unsteered")
     axes.axhline(sweep.guard.distinct2_ratio, color="#7a5ea8", linestyle=":", label="its guard")
-    axes.set_yscale("log")
+    _log_scale(axes)
     axes.set_xlabel(_unit_name(sweep))
     axes.set_title("coherence", fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+
+
+def _log_scale(axes: Any) -> None:
+    """Ratios on a log scale, with ticks that read as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _broken(axes: Any, sweep: Sweep) -> None:
@@ -128,7 +138,7 @@ def _many_curves(figure: Any, sweep: Sweep) -> None:
     left.axhline(0, color="#bbbbbb", linewidth=0.8)
     left.set_ylabel(f"effect on {sweep.metric} (more of the name is up)")
     right.axhline(sweep.guard.perplexity_ratio, color="#444444", linestyle=":", label="guard")
-    right.set_yscale("log")
+    _log_scale(right)
     right.set_ylabel("perplexity, × unsteered")
     for axes in (left, right):
         axes.set_xlabel(_unit_name(sweep))

@@ -68,7 +68,7 @@ def _label(cell: Cell) -> str:
 
 
 def _table(sweep: Sweep) -> str:
-    heads = ["setting", sweep.metric, "95% interval", "effect", "words", "ended"]
+    heads = ["setting", sweep.metric, "95% interval", "effect", "length in words", "ended"]
     heads += ["distinct-2", "perplexity", "coherent"]
     rows = [_row("unsteered", sweep.plain.row(), "", "", True, "")]
     best = sweep.best

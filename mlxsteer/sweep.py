@@ -193,7 +193,9 @@ class _Run:
             if amount
         ]
 
-    def _answers(self, requests: Sequence[Request], label: str) -> list[Kept]:
+    def _answers(
+        self, requests: Sequence[Request], label: str, *, scored: bool = True
+    ) -> list[Kept]:
         chosen = self.options
         sampling = Sampling(max_tokens=chosen.max_tokens, temp=chosen.temp, seed=chosen.seed)
         return trials.answer(
@@ -203,6 +205,7 @@ class _Run:
             label=f"Sweeping {label}",
             show_progress=self.show,
             store=self.store,
+            scored=scored,
         )
 
     def _arm(self, amount: float, answers: Sequence[Kept]) -> Arm:
@@ -248,7 +251,7 @@ class _Run:
                 plan = self.model.plan((random_like(variant.vector, seed), amount))
                 notes = {"variant": f"random-{seed}", "amount": amount}
                 requests += [Request(prompt, plan, notes) for prompt in few]
-        answers = self._answers(requests, f"{variant.name} (random directions)")
+        answers = self._answers(requests, f"{variant.name} (random directions)", scored=False)
         means = [self._arm(0, group).metric for group in _groups(answers, len(few))]
         points = []
         for amount, group in zip(amounts, _groups(means, self.options.random), strict=True):
