@@ -133,8 +133,6 @@ def set_of(vector: SteeringVector) -> ContrastSet:
     name = vector.about.get("contrast_set")
     if name in available():
         return ContrastSet.load(name)
-    if name and vector.about.get("contrast_file"):
-        return ContrastSet.load(vector.about["contrast_file"])
     raise UsageError(
         f"{vector.name!r} names no contrast set that is here, so what it should change is unknown."
         " Say whose metric and questions to use: --set terse, or --set FILE.yaml."

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import mlxsteer
 from mlxsteer import damage, library
 from mlxsteer.answers import AnswerStore
 from mlxsteer.cli import main
@@ -28,7 +26,7 @@ from mlxsteer.model import Model
 from mlxsteer.plan import Plan
 from mlxsteer.vector import Calibration, SteeringVector
 from mlxsteer.verdict import FAILS
-from tests.chat_models import WORDS, chat_folder
+from tests.chat_models import WORDS
 from tests.tiny_models import HIDDEN
 
 WORD = 40
@@ -36,16 +34,6 @@ QUESTIONS = tuple(f"w{i} w{i + 7}" for i in range(10))
 SMALL: dict[str, Any] = {"questions": 10, "max_tokens": 10, "random_questions": 6}
 
 pytestmark = pytest.mark.usefixtures("own_folders")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> Model:
-    return mlxsteer.load(str(folder))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,6 @@ from mlxsteer.model import Model
 from mlxsteer.sweep import Sweep, sweep
 from mlxsteer.variants import variants
 from mlxsteer.vector import SteeringVector
-from tests.chat_models import chat_folder
 from tests.test_evaluate import towards, trait
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -35,16 +34,6 @@ SMALL: dict[str, Any] = {
     "guard": LOOSE,
     "show_progress": False,
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> Model:
-    return mlxsteer.load(str(folder))
 
 
 @pytest.fixture(scope="module")
