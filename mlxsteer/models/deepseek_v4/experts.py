@@ -12,7 +12,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused, library, on_host
+from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused, library, on_host, sigmoid
 from mlxsteer.models.deepseek_v4.sharding import summed
 
 SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert pays
@@ -28,7 +28,7 @@ def clamped_swiglu(gate: mx.array, up: mx.array, limit: float, dtype: mx.Dtype) 
 def _swiglu(gate: Any, up: Any, limit: float) -> Any:
     lib = library(gate)
     g = lib.minimum(gate, limit)
-    return g / (1 + lib.exp(-g)) * lib.clip(up, -limit, limit)
+    return g * sigmoid(g) * lib.clip(up, -limit, limit)
 
 
 @fused

@@ -90,6 +90,18 @@ def library(x: Any) -> Any:
     return mx if isinstance(x, mx.array) else np
 
 
+def sigmoid(x: Any) -> Any:
+    return mx.sigmoid(x) if isinstance(x, mx.array) else 1 / (1 + np.exp(-x))
+
+
+def softmax(x: Any) -> Any:
+    """Over the last axis."""
+    if isinstance(x, mx.array):
+        return mx.softmax(x, axis=-1)
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
 @lru_cache(maxsize=64)
 def counting(n: int) -> mx.array:
     """0, 1, ..., n-1 as uint32, made once."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxsteer.models.deepseek_v4 import kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Switch, fused, library, on_host
+from mlxsteer.models.deepseek_v4.fusing import Switch, fused, library, on_host, sigmoid, softmax
 
 
 def sinkhorn(C: Any, iterations: int, eps: float) -> Any:
@@ -51,7 +51,7 @@ def _sums(lib: Any, n: int, eps: float) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-@on_host(np.float64)
+@on_host(np.float64, least=2**10)
 def gates(
     u: Any, squares: Any, scale: Any, base: Any, n: int, constants: tuple[int, float, float]
 ) -> tuple[Any, Any, Any]:
@@ -64,10 +64,8 @@ def gates(
     lib = library(u)
     parts = lib.array([0] * n + [1] * n + [2] * n * n)  # which of the three scales
     u = u / lib.sqrt(squares + norm_eps) * scale[parts] + base
-    weights = 1 / (1 + lib.exp(-u[..., : 2 * n]))
-    logits = u[..., 2 * n :].reshape(*u.shape[:-1], n, n)
-    e = lib.exp(logits - logits.max(axis=-1, keepdims=True))
-    C = e / e.sum(axis=-1, keepdims=True) + eps
+    weights = sigmoid(u[..., : 2 * n])
+    C = softmax(u[..., 2 * n :].reshape(*u.shape[:-1], n, n)) + eps
     return weights[..., :n] + eps, 2 * weights[..., n:], sinkhorn(C, iterations, eps)
 
 

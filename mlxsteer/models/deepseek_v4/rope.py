@@ -83,7 +83,7 @@ class Rope:
         self, x: mx.array, offset: int | mx.array, step: int, inverse: bool
     ) -> mx.array:
         """One token on a CPU, where `mx.fast.rope` is twenty operations: pairs are complex."""
-        starts = (offset,) if isinstance(offset, int) else tuple(offset.tolist())
+        starts = (offset,) if isinstance(offset, int) else tuple(map(int, np.array(offset)))
         phases = self._phases(starts, x.shape[-2], step, inverse)
         phases = phases.reshape(-1, *[1] * (x.ndim - 3), *phases.shape[1:])
         return (x.view(mx.complex64) * phases).view(mx.float32)
