@@ -1,7 +1,7 @@
 """Who judges: the local model, by the log-probabilities of its choice, or a chat endpoint.
 
-The local judge generates nothing and runs unsteered. The endpoint is any that speaks the
-OpenAI chat completions protocol; its key is read from the environment.
+The local judge runs unsteered, and generates only where it is asked for words. The endpoint is
+any that speaks the OpenAI chat completions protocol; its key is read from the environment.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ import mlx.core as mx
 import numpy as np
 
 from mlxsteer.errors import MlxsteerError, ModelError, UsageError
+from mlxsteer.generation import Sampling, generate_batch
 from mlxsteer.judge import SCALE, Comparison, Judge, Rating
+from mlxsteer.plan import Plan
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
 
 KEY_VARIABLES = ("MLXSTEER_JUDGE_KEY", "OPENAI_API_KEY")
 MAX_ELEMENTS = 1 << 27  # float32 logits held at a time: 512 MiB
+LOCAL_REPLY_TOKENS = 24
 MAX_REPLY_TOKENS = 1024  # a model that reasons first needs them; others stop after a word
 AT_A_TIME = 4  # requests to an endpoint
 TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
@@ -60,6 +63,13 @@ class LocalJudge:
         """The expected digit of each."""
         prompts = [f"{one.prompt} Reply with one digit." for one in ratings]
         return [float(row @ np.array(SCALE)) for row in self._chances(prompts, [*map(str, SCALE)])]
+
+    def ask(self, prompts: Sequence[str]) -> list[str]:
+        """The beginning of the model's greedy reply to each prompt."""
+        rows = [self.model.render(prompt) for prompt in prompts]
+        sampling = Sampling(max_tokens=LOCAL_REPLY_TOKENS)
+        found = generate_batch(self.model, rows, [Plan([])] * len(rows), sampling)
+        return [answer.text for answer in found]
 
     def _chances(self, prompts: Sequence[str], choices: Sequence[str]) -> np.ndarray:
         """float [prompts, choices]: probabilities of the choices alone, summing to 1."""
@@ -118,16 +128,17 @@ class EndpointJudge:
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """1, 0 or -1 of each."""
         order = "Reply with one word and nothing else: A, B, or TIE."
-        replies = self._ask_all([f"{one.prompt} {order}" for one in comparisons])
+        replies = self.ask([f"{one.prompt} {order}" for one in comparisons])
         return [_choice(reply) for reply in replies]
 
     def rate(self, ratings: Sequence[Rating]) -> list[float]:
         """The digit of each."""
         order = "Reply with one digit and nothing else."
-        replies = self._ask_all([f"{one.prompt} {order}" for one in ratings])
+        replies = self.ask([f"{one.prompt} {order}" for one in ratings])
         return [_digit(reply) for reply in replies]
 
-    def _ask_all(self, prompts: Sequence[str]) -> list[str]:
+    def ask(self, prompts: Sequence[str]) -> list[str]:
+        """The reply to each prompt. Raises MlxsteerError."""
         with ThreadPoolExecutor(AT_A_TIME) as pool:
             return list(pool.map(self._ask, prompts))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxsteer.cli import sae_find
 from mlxsteer.cli.options import (
     dtype_option,
     force_option,
@@ -22,6 +23,7 @@ from mlxsteer.cli.options import (
     print_json,
     print_table,
 )
+from mlxsteer.cli.stored import key_of
 from mlxsteer.errors import SaeError
 from mlxsteer.progress import say
 
@@ -45,6 +47,10 @@ def command() -> None:
       mlxsteer sae train --model demo --layer 15 --dry-run
       mlxsteer sae show residual-15-batchtopk --model demo
     """
+
+
+for _command in (sae_find.index_command, sae_find.find_command, sae_find.label_command):
+    command.add_command(_command)
 
 
 @command.command("train")
@@ -166,7 +172,7 @@ def list_command(model_name: str | None, as_json: bool) -> None:
     """
     from mlxsteer.sae import shelf
 
-    key = _key(model_name)
+    key = key_of(model_name)
     rows = [{"name": name, "path": path} for name, path in shelf.available(key).items()]
     if as_json:
         print_json({"model": key, "dictionaries": rows})
@@ -189,7 +195,7 @@ def show_command(name: str, model_name: str | None, as_json: bool) -> None:
     """
     from mlxsteer.sae import folder, shelf
 
-    path = shelf.find(name, _key(model_name))
+    path = shelf.find(name, key_of(model_name))
     dictionary = folder.read(path)
     if as_json:
         print_json({"path": path, **_facts(dictionary), **dictionary.about})
@@ -221,7 +227,7 @@ def export_command(
     """  # fmt: skip
     from mlxsteer.sae import folder, shelf
 
-    dictionary = shelf.load(name, _key(model_name))
+    dictionary = shelf.load(name, key_of(model_name))
     target = Path(folder_out)
     _refuse_replacing(target, force)
     click.echo(f"Written to {folder.write(dictionary, target, form)}")
@@ -286,14 +292,6 @@ def _order(layer: int, options: dict[str, Any]) -> Order:
         context=options["context"],
         recipe=Recipe(**{name: options[name] for name in names}),
     )
-
-
-def _key(model_name: str | None) -> str:
-    from mlxsteer import library
-    from mlxsteer.models.names import resolve_model
-
-    found = resolve_model(model_name, allow_download=False)
-    return library.model_key(found.alias or found.label)
 
 
 def _prepare(target: Path, work: Path, restart: bool) -> None:

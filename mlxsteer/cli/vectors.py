@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxsteer.cli import analysis, exchange
+from mlxsteer.cli import analysis, exchange, explain
 from mlxsteer.cli.facts import show
 from mlxsteer.cli.options import json_option, model_option, print_json, print_table
 from mlxsteer.cli.stored import force_option, key_of, open_vector, refuse_to_replace, sentence
@@ -43,6 +43,7 @@ def command() -> None:
 for _command in (
     analysis.compare_command,
     analysis.lens_command,
+    explain.explain_command,
     exchange.import_command,
     exchange.export_command,
     exchange.push_command,

@@ -86,8 +86,8 @@ def capture(
     streams. Raises ModelError for a place that the model lacks, SaeError when the disk is short.
     """
     model.hooks.require([(layer, site)])
-    train, held = split(found)
-    batches = [*batched(train), *batched(held)]
+    train, _ = split(found)
+    batches = in_order(found)
     counts = [sum(window.kept for window in batch) for batch in batches]
     n_train = sum(window.kept for window in train)
     result = Activations(folder / STATES, model.d_model, n_train, sum(counts))
@@ -119,6 +119,12 @@ def read_batch(model: Model, batch: Sequence[Window], layer: int, site: str) -> 
     mx.eval(joined)
     mx.clear_cache()
     return joined
+
+
+def in_order(found: Sequence[Window]) -> list[list[Window]]:
+    """The windows' batches in the order in which their states are captured."""
+    train, held = split(found)
+    return [*batched(train), *batched(held)]
 
 
 def batched(found: Sequence[Window]) -> list[list[Window]]:

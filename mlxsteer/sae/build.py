@@ -19,7 +19,7 @@ import numpy as np
 
 from mlxsteer.errors import SaeError
 from mlxsteer.files import atomic_path, cache_dir
-from mlxsteer.sae import activations, chats, corpus, folder, score
+from mlxsteer.sae import activations, chats, corpus, folder, index, indexing, score
 from mlxsteer.sae.activations import Activations
 from mlxsteer.sae.corpus import Window
 from mlxsteer.sae.dictionary import Dictionary
@@ -134,8 +134,8 @@ def build(
     """Train the dictionary of `order` on the windows `found` and save it in `out`.
 
     Interrupted, the same call goes on where it stopped. The buffer of states is removed at the
-    end; what stays in `out`: the SAELens folder, our facts, `corpus.safetensors` (the windows)
-    and `density.safetensors` ([F], share of states on which each feature fires).
+    end; what stays in `out`: the SAELens folder, our facts, `corpus.safetensors` (the windows),
+    `density.safetensors` ([F], share of states on which each feature fires) and the index.
     """
     work = work_folder(model, order)
     started = time.time()
@@ -157,6 +157,10 @@ def build(
     dictionary = replace(dictionary, about=about)
     folder.write(dictionary, out)
     _save_extras(out, found, density)
+    found_index = indexing.of_activations(
+        model, dictionary, found, data, show_progress=show_progress
+    )
+    index.write(found_index, out)
     shutil.rmtree(work, ignore_errors=True)
     return dictionary
 
