@@ -6,7 +6,8 @@ fit, is `contrast`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -48,11 +49,11 @@ def load(path_or_name: str | Path) -> ContrastSet:
     """A set by name (the user's, then the bundled ones) or by the path of a .yaml file."""
     path = Path(path_or_name)
     if isinstance(path_or_name, Path) or path.suffix in (".yaml", ".yml"):
-        return from_yaml(_read(path, str(path)), str(path))
+        return from_yaml(read_text(path, str(path)), str(path))
     for folder, shown in _folders():
         if path_or_name in _names(folder):
             source = f"{shown}/{path_or_name}.yaml"
-            return from_yaml(_read(folder / f"{path_or_name}.yaml", source), source)
+            return from_yaml(read_text(folder / f"{path_or_name}.yaml", source), source)
     known = available()
     raise ContrastError(
         f"No contrast set is named {path_or_name!r}.{near_matches(path_or_name, known)}"
@@ -63,20 +64,15 @@ def load(path_or_name: str | Path) -> ContrastSet:
 def from_yaml(text: str, source: str) -> ContrastSet:
     """The set written in `text`; errors begin with `source:line`."""
     lines: dict[DataPath, int] = {}
-    try:
-        data = _plain_yaml(text, lines)
-        _check_keys(data, _KEYS, ())
+    with located(source, lines):
+        data = plain_yaml(text, lines)
+        check_keys(data, _KEYS, ())
         return from_dict({"name": Path(source).stem, **data})
-    except Fault as fault:
-        path = fault.path
-        while path and path not in lines:
-            path = path[:-1]
-        raise ContrastError(f"{source}:{lines.get(path, 1)}: {fault}") from fault
 
 
 def from_dict(data: Mapping[str, Any]) -> ContrastSet:
     """The set held in the same keys as its YAML file, and `name`."""
-    _check_keys(data, ("name", *_KEYS), ())
+    check_keys(data, ("name", *_KEYS), ())
     combine = _text(data, "combine")
     one_of(combine, COMBINES, ("combine",), "combine")
     paired = combine in ("texts", "answers")
@@ -127,7 +123,8 @@ def _names(folder: Traversable) -> list[str]:
     return [n.removesuffix(".yaml") for n in files if n.endswith(".yaml") and n[0] not in "_."]
 
 
-def _read(path: Traversable, source: str) -> str:
+def read_text(path: Traversable, source: str) -> str:
+    """The text of a UTF-8 file; ContrastError, which names it `source`, when it cannot be had."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -139,11 +136,11 @@ def _read(path: Traversable, source: str) -> str:
 @cache
 def bundled(name: str) -> Any:
     """The data of a bundled file that is no contrast set: `_questions`, `_neutral`, `_cloze`."""
-    return _plain_yaml(_read(_bundled() / f"{name}.yaml", f"prompts/{name}.yaml"), {})
+    return plain_yaml(read_text(_bundled() / f"{name}.yaml", f"prompts/{name}.yaml"), {})
 
 
-def _plain_yaml(text: str, lines: dict[DataPath, int]) -> Any:
-    """Plain data, and in `lines` the line of every key and item."""
+def plain_yaml(text: str, lines: dict[DataPath, int]) -> Any:
+    """The plain data of `text`, and in `lines` the line of every key and item."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return _plain(node, (), lines, set()) if node else {}
@@ -163,7 +160,7 @@ def _plain(node: yaml.Node, path: DataPath, lines: dict[DataPath, int], seen: se
     """Walk the node graph ourselves: yaml's own constructors drop lines and repeated keys."""
     lines.setdefault(path, node.start_mark.line + 1)
     if id(node) in seen:  # also what would make a file of ten lines fill the memory
-        raise Fault(path, "aliases (*name) are not read in contrast sets. Write it out.")
+        raise Fault(path, "aliases (*name) are not read. Write it out.")
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, i), lines, seen) for i, item in enumerate(node.value)]
@@ -180,12 +177,24 @@ def _plain(node: yaml.Node, path: DataPath, lines: dict[DataPath, int], seen: se
     return data
 
 
+@contextmanager
+def located(source: str, lines: Mapping[DataPath, int]) -> Iterator[None]:
+    """A Fault inside the block becomes a ContrastError that begins with `source:line`."""
+    try:
+        yield
+    except Fault as fault:
+        path = fault.path
+        while path and path not in lines:
+            path = path[:-1]
+        raise ContrastError(f"{source}:{lines.get(path, 1)}: {fault}") from fault
+
+
 # ---- reading keys ---------------------------------------------------------------------------
 
 
-def _check_keys(data: Any, keys: tuple[str, ...], path: DataPath) -> None:
+def check_keys(data: Any, keys: tuple[str, ...], path: DataPath) -> None:
     if not isinstance(data, Mapping):
-        raise Fault(path, f"expected keys ({', '.join(keys)}), found {_shown(data)}.")
+        raise Fault(path, f"expected keys ({', '.join(keys)}), found {shown(data)}.")
     for key in data:
         if key not in keys:
             raise Fault(
@@ -194,7 +203,7 @@ def _check_keys(data: Any, keys: tuple[str, ...], path: DataPath) -> None:
             )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "keys"
     if isinstance(value, list | tuple):
@@ -209,14 +218,14 @@ def _need(data: Mapping[str, Any], key: str, path: DataPath) -> Any:
 
 
 def _text(data: Mapping[str, Any], key: str, path: DataPath = ()) -> str:
-    return _as_text(_need(data, key, path), (*path, key))
+    return as_text(_need(data, key, path), (*path, key))
 
 
-def _as_text(value: Any, path: DataPath) -> str:
+def as_text(value: Any, path: DataPath) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Fault(
             path,
-            f"{'.'.join(map(str, path))} must be text, found {_shown(value)}."
+            f"{'.'.join(map(str, path))} must be text, found {shown(value)}."
             " Put it in quotes if it is meant literally.",
         )
     return value.strip()
@@ -225,13 +234,13 @@ def _as_text(value: Any, path: DataPath) -> str:
 def _texts(data: Mapping[str, Any], key: str, path: DataPath = ()) -> tuple[str, ...]:
     value = _need(data, key, path)
     if not isinstance(value, list | tuple) or not value:
-        raise Fault((*path, key), f"{key!r} must be a list of texts, found {_shown(value)}.")
-    return tuple(_as_text(item, (*path, key, i)) for i, item in enumerate(value))
+        raise Fault((*path, key), f"{key!r} must be a list of texts, found {shown(value)}.")
+    return tuple(as_text(item, (*path, key, i)) for i, item in enumerate(value))
 
 
 def _mapping(data: Mapping[str, Any], key: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
     value = _need(data, key, ())
-    _check_keys(value, keys, (key,))
+    check_keys(value, keys, (key,))
     return value
 
 
@@ -271,9 +280,9 @@ def _pairs(data: Mapping[str, Any], combine: str) -> Poles:
     keys = (*asked, "negative") if derive else (*asked, "positive", "negative")
     rows = _need(data, "pairs", ())
     if not isinstance(rows, list | tuple) or not rows:
-        raise Fault(("pairs",), f"'pairs' must be a list, found {_shown(rows)}.")
+        raise Fault(("pairs",), f"'pairs' must be a list, found {shown(rows)}.")
     for i, row in enumerate(rows):
-        _check_keys(row, keys, ("pairs", i))
+        check_keys(row, keys, ("pairs", i))
     column = {
         key: tuple(_text(row, key, ("pairs", i)) for i, row in enumerate(rows)) for key in keys
     }
@@ -315,13 +324,13 @@ def _extract(data: Mapping[str, Any], combine: str) -> ExtractDefaults:
         and all(isinstance(x, int | float) and not isinstance(x, bool) for x in band)
     ):
         raise Fault(
-            ("extract", "band"), f"band must be two fractions of depth, found {_shown(band)}."
+            ("extract", "band"), f"band must be two fractions of depth, found {shown(band)}."
         )
     norm_preserving = value.get("norm_preserving", False)
     if not isinstance(norm_preserving, bool):
         raise Fault(
             ("extract", "norm_preserving"),
-            f"norm_preserving must be true or false, found {_shown(norm_preserving)}.",
+            f"norm_preserving must be true or false, found {shown(norm_preserving)}.",
         )
     acts_on = _text(value, "acts_on", ("extract",)) if "acts_on" in value else "answer"
     span = (band[0], band[1]) if band else None

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def extract(
     Interrupted, the same call goes on where it stopped (`resume`). Raises UsageError,
     ContrastError, VectorError (poles that do not differ), ModelError (site).
     """
-    chosen = _options(options)
+    chosen = options_of(options)
     if chosen.position == "both":
         raise UsageError("One vector has one position; `extract_positions` gives both.")
     found = extract_positions(
@@ -107,16 +107,16 @@ def extract_positions(
     **options: Any,
 ) -> dict[str, SteeringVector]:
     """{position: vector}, all positions asked for read in one pass."""
-    chosen = _options(options)
+    chosen = options_of(options)
     layers = layers_for(model.n_layers, contrast, chosen)
     pairs = contrast.pairs(min(chosen.pairs, contrast.max_pairs), chosen.seed)
     if chosen.pairs > len(pairs) and chosen.pairs != DEFAULT_PAIRS:
         say(f"{contrast.name} holds {len(pairs)} pairs; using all.", enabled=show_progress)
     position = chosen.position or contrast.extract.position
-    asked = _store(model, "answers", ANSWER_TOKENS, pairs) if resume else None
+    asked = store_for(model, "answers", ANSWER_TOKENS, pairs) if resume else None
     passages = _passages(model, contrast, pairs, position, asked, show_progress)
     spans = [(passage.tokens, sorted(passage.spans.items())) for passage in passages]
-    store = _store(model, chosen.site, layers, spans) if resume else None
+    store = store_for(model, chosen.site, layers, spans) if resume else None
     readings = read(
         model,
         passages,
@@ -134,7 +134,7 @@ def extract_positions(
     }
 
 
-def layers_for(n_layers: int, contrast: ContrastSet, options: Options) -> tuple[int, ...]:
+def layers_for(n_layers: int, contrast: ContrastSet | None, options: Options) -> tuple[int, ...]:
     """The layers to act on: those asked for, else the set's band of depth, else the default."""
     if options.layers is not None:
         for layer in options.layers:
@@ -146,14 +146,15 @@ def layers_for(n_layers: int, contrast: ContrastSet, options: Options) -> tuple[
             raise UsageError("No layers were given. Type e.g. --layers 10-20.")
         return tuple(sorted({int(layer) for layer in options.layers}))
     low, high = ADD_BAND if options.op == "add" else PROJECT_BAND
-    if options.op == "add" and contrast.extract.band is not None:
+    if options.op == "add" and contrast and contrast.extract.band is not None:
         low, high = contrast.extract.band
     first = min(math.ceil(low * n_layers - ROUNDING), n_layers - 1)
     end = min(math.floor(high * n_layers + ROUNDING) + 1, n_layers)
     return tuple(range(first, max(first + 1, end)))
 
 
-def _options(options: Mapping[str, Any]) -> Options:
+def options_of(options: Mapping[str, Any]) -> Options:
+    """`options` checked; UsageError names one that does not exist."""
     known = Options.__dataclass_fields__
     for name in options:
         if name not in known:
@@ -187,7 +188,7 @@ def _passages(
     prompts = [model.render(list(messages)) for messages in poles]  # type: ignore[arg-type]
     if position == "last_prompt":
         return [_spanned(prompt, {"last_prompt": _last(prompt)}) for prompt in prompts]
-    answers = _written_answers(model, f"Answering {contrast.name}", prompts, store, show)
+    answers = written_answers(model, f"Answering {contrast.name}", prompts, store, show)
     both = position == "both"
     return [_prompt_and_answer(*part, both) for part in zip(prompts, answers, strict=True)]
 
@@ -228,7 +229,7 @@ def _answered(model: Model, messages: list[dict[str, Any]]) -> Passage:
     return _spanned(tokens, {"answer_mean": (len(prompt), len(tokens))})
 
 
-def _written_answers(
+def written_answers(
     model: Model, label: str, prompts: Sequence[Sequence[int]], store: Path | None, show: bool
 ) -> list[list[int]]:
     """What the model answers to each prompt, greedily; at least one token each."""
@@ -260,7 +261,7 @@ def _kept_answers(path: Path | None, count: int) -> list[list[int]] | None:
     return kept if isinstance(kept, list) and len(kept) == count else None
 
 
-def _store(model: Model, *what: Any) -> Path:
+def store_for(model: Model, *what: Any) -> Path:
     """Where the finished part of exactly this work lies until the whole is done."""
     facts = (model.stamp["weights_fingerprint"], model.dtype, model.config, what)
     return cache_dir() / "extract" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
@@ -278,14 +279,36 @@ def _vector(
     readings: Readings,
     n_pairs: int,
 ) -> SteeringVector:
-    means = readings.means[position]
-    norm = model.residual_norm
+    options = replace(
+        options,
+        name=options.name or contrast.name,
+        norm_preserving=_norm_preserving(contrast, options),
+    )
+    about = _about(contrast, options, position, readings, n_pairs)
+    acts_on = contrast.extract.acts_on
+    return fit_vector(model, readings.means[position], layers, options, about, acts_on)
+
+
+def fit_vector(
+    model: Model,
+    means: Array,
+    layers: Sequence[int],
+    options: Options,
+    about: Mapping[str, Any],
+    acts_on: str = "answer",
+) -> SteeringVector:
+    """The vector of `means` [2N, layers, D]: positive and negative of every pair, in turn.
+
+    `options` names it; `about` gets the layers' reports. Raises VectorError when the poles do
+    not differ.
+    """
+    norm, name = model.residual_norm, str(options.name)
     arrays, reports, control = {}, [], {}
     for index, layer in enumerate(layers):
         positive, negative = means[0::2, index], means[1::2, index]
         how = (options.method, options.orthogonalise)
         arrays[layer] = directions.fit(positive, negative, *how)
-        directions.require_nonzero(arrays[layer], negative, contrast.name, layer)
+        directions.require_nonzero(arrays[layer], negative, name, layer)
         if options.orthogonalise:
             control[layer] = negative.mean(axis=0)
         report = directions.report(layer, positive, negative, float(norm[layer]), *how)
@@ -296,15 +319,15 @@ def _vector(
         arrays,
         op=options.op,
         site=options.site,
-        name=options.name or contrast.name,
+        name=name,
         n_layers=model.n_layers,
         residual_norm=norm,
         layer_share=share,
         control_mean=control,
-        norm_preserving=_norm_preserving(contrast, options),
-        positions=contrast.extract.acts_on,
+        norm_preserving=bool(options.norm_preserving),
+        positions=acts_on,
         model={key: value for key, value in model.stamp.items() if key not in _SHAPE},
-        about=_about(contrast, options, position, readings, reports, n_pairs),
+        about={**about, "layer_reports": reports},
     )
 
 
@@ -331,7 +354,6 @@ def _about(
     options: Options,
     position: str,
     readings: Readings,
-    reports: Sequence[Mapping[str, Any]],
     n_pairs: int,
 ) -> dict[str, Any]:
     return {
@@ -347,7 +369,6 @@ def _about(
         "dataset_sha256": contrast.digest(),
         "seed": options.seed,
         "license": contrast.license or None,
-        "layer_reports": list(reports),
         "tokens_run": readings.tokens_run,
         "tokens_given": readings.tokens_given,
     }

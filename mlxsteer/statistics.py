@@ -37,6 +37,26 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
     return Interval(float(kept.mean()), float(low), float(high))
 
 
+def ratio_interval(
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray,
+    seed: int = 0,
+) -> Interval:
+    """mean(numerators) / mean(denominators), resampled in pairs; nan where nothing is divided by.
+
+    As `mean_interval`, of a ratio: pairs with a small denominator weigh little.
+    """
+    pairs = np.stack([np.asarray(v, np.float64) for v in (numerators, denominators)])
+    if not pairs.size or not pairs[1].any():
+        return Interval(float("nan"), float("nan"), float("nan"))
+    count = pairs.shape[1]
+    picks = np.random.default_rng(seed).integers(count, size=(ROUNDS, count))
+    tops, bottoms = pairs[:, picks].mean(axis=-1)
+    draws = tops[bottoms > 0] / bottoms[bottoms > 0]
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high))
+
+
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's rank correlation, ties at their mean rank; 0 when either does not vary."""
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (x, y)]
