@@ -90,7 +90,8 @@ class Vector(BaseModel):
     delta_plus, delta_minus: the dose that strength 5 and -5 mean (a default where not
     `calibrated`). safe_min, safe_max: the strengths within which answers stay coherent; null where
     that was never measured. verdict: the same in a sentence. source: `user` or `bundled`. group,
-    tags: to sort a long list by. evaluation: a summary of a measurement, if the file holds one.
+    tags: to sort a long list by. evaluation: verdict, sentence, strength and metric of a
+    measurement, if the file holds one.
     """
 
     name: str

@@ -6,6 +6,7 @@ Owns which names a request may use and what clients are told of a vector.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +79,11 @@ class Vectors:
     def probes(self, names: Sequence[str]) -> tuple[Probe, ...]:
         """What reads the directions of the vectors called `names`."""
         try:
-            return tuple(probe_of(self.get(name, "meter"), self.model.shape) for name in names)
+            found = [probe_of(self.get(name, "meter"), self.model.shape) for name in names]
         except MlxsteerError as error:
             raise ApiError(400, str(error), code="invalid_meter", param="meter") from None
+        # A file may hold another name than its own; clients know only the latter.
+        return tuple(replace(probe, name=name) for probe, name in zip(found, names, strict=True))
 
     def lack_norms(self, text: str, meters: Sequence[str]) -> bool:
         """Whether a vector here needs the model's residual norms and they are not measured yet."""
@@ -116,7 +119,7 @@ class Vectors:
             "source": "user" if yours else "bundled",
             "group": "yours" if yours else str(about.get("group") or "bundled"),
             "tags": [str(tag) for tag in about.get("tags") or []],
-            "evaluation": about.get("evaluation"),
+            "evaluation": _summary(about.get("eval")),
             "verdict": verdict_of(vector),
         }
 
@@ -144,6 +147,13 @@ def verdict_of(vector: SteeringVector) -> str:
         f"Calibrated: coherent up to dose {found.delta_plus:g} (strength 5) and"
         f" {found.delta_minus:g} (strength -5)."
     )
+
+
+def _summary(evaluation: Any) -> dict[str, Any] | None:
+    """What an evaluation found, without its tables."""
+    if not isinstance(evaluation, dict):
+        return None
+    return {key: evaluation.get(key) for key in ("verdict", "sentence", "strength", "metric")}
 
 
 def _unknown(name: str, names: dict[str, Path], param: str, status: int) -> ApiError:
