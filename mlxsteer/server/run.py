@@ -63,9 +63,12 @@ class _Server(uvicorn.Server):
         self._on_stop = on_stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            self._on_stop()
-        super().handle_exit(sig, frame)
+        """In place of uvicorn's, which raises the signal again in the end and so kills us."""
+        if self.should_exit:
+            self.force_exit = True
+            return
+        self.should_exit = True
+        self._on_stop()
 
 
 def serve(app: FastAPI, bound: socket.socket, settings: Settings) -> None:
@@ -87,6 +90,8 @@ def serve(app: FastAPI, bound: socket.socket, settings: Settings) -> None:
     server.run(sockets=[bound])
     if not closing:
         stop()
+    if server.force_exit:
+        app.state.serving.engine.close(drain_seconds=0)
     closing[0].join()
 
 
