@@ -35,9 +35,10 @@ function show(status) {
   const busy = running + prefilling;
   const facts = [
     [`${status.n_layers} layers`, "rare"],
-    [`${size(status.active_memory)} in use, peak ${size(status.peak_memory)}`, ""],
+    [`${size(status.active_memory)} in use`, ""],
+    [`peak ${size(status.peak_memory)}`, "rare"],
     [status.context_length && `context ${status.context_length.toLocaleString("en")}`, "rare"],
-    [busy ? `${busy} writing${queued ? `, ${queued} waiting` : ""} · ${status.tokens_per_second.toFixed(0)} tokens/s` : "idle", ""],
+    [busy ? `${busy} writing${queued ? `, ${queued} waiting` : ""}, ${status.tokens_per_second.toFixed(0)} tokens/s` : "idle", ""],
   ];
   const shown = facts.filter(([text]) => text).map(([text, kind]) => el("span", { class: kind }, text));
   byId("status").replaceChildren(el("b", {}, status.model), ...shown);
