@@ -20,7 +20,7 @@ from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, WINDOW_ONLY, ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import Joined, Switch, counting, on_host
 from mlxsteer.models.deepseek_v4.indexer import Indexer
-from mlxsteer.models.deepseek_v4.positions import Span, pick
+from mlxsteer.models.deepseek_v4.positions import Span, band, pick
 from mlxsteer.models.deepseek_v4.rope import Rope, rope_of
 from mlxsteer.models.deepseek_v4.rounding import round_kv
 from mlxsteer.models.deepseek_v4.sharding import summed
@@ -87,12 +87,6 @@ def attend(q: mx.array, parts: list[Rows], sink: mx.array) -> mx.array:
         out, at = mixed if out is None else out + mixed, at + r.shape[-2]
     assert out is not None
     return out
-
-
-def band(t: int, W: int) -> mx.array:
-    """[1, t, t+W-1] True where query i sees key j of `[W-1 before | t own]`: i <= j < i+W."""
-    i, j = mx.arange(t)[:, None], mx.arange(t + W - 1)[None]
-    return ((i <= j) & (j < i + W))[None]
 
 
 def tile_size(args: ModelArgs, B: int, R: int, sparse: bool) -> int:

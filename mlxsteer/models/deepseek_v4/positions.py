@@ -154,6 +154,12 @@ class Span:
         )
 
 
+def band(t: int, W: int) -> mx.array:
+    """[1, t, t+W-1] True where query i sees key j of `[W-1 before | t own]`: i <= j < i+W."""
+    i, j = mx.arange(t)[:, None], mx.arange(t + W - 1)[None]
+    return ((i <= j) & (j < i + W))[None]
+
+
 def pick(x: mx.array, index: mx.array) -> mx.array:
     """`x` [B, S, ...] at `index` [B or 1, n] of its second axis -> [B, n, ...]."""
     if index.shape[0] == 1:
