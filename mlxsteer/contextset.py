@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,18 +122,13 @@ def _question(row: Any, path: DataPath) -> Question:
         raise Fault(path, "key 'question' is missing. Add it.")
     if "answer" in row and "pattern" in row:
         raise Fault(path, "'answer' and 'pattern' both say what is right. Keep one of them.")
-    found = Question(**{key: as_text(value, (*path, key)) for key, value in row.items()})
-    with _valid((*path, "pattern")):
-        found.answered_by("")
-    return found
-
-
-@contextmanager
-def _valid(path: DataPath) -> Iterator[None]:
+    texts = {key: as_text(value, (*path, key)) for key, value in row.items()}
+    found = Question(texts.pop("question"), **texts)
     try:
-        yield
+        found.answered_by("")
     except re.error as error:
-        raise Fault(path, f"this is not a regular expression: {error}.") from error
+        raise Fault((*path, "pattern"), f"this is not a regular expression: {error}.") from error
+    return found
 
 
 def _no_repeats(questions: tuple[Question, ...]) -> None:

@@ -1,4 +1,4 @@
-"""`mlxsteer extract`: a vector from a contrast set."""
+"""`mlxsteer extract`: a vector from a contrast set, or from a document."""
 
 from __future__ import annotations
 
@@ -18,14 +18,31 @@ from mlxsteer.cli.options import (
     print_json,
     print_table,
 )
+from mlxsteer.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlxsteer.contextset import ContextSet
+    from mlxsteer.contrast import ContrastSet
+    from mlxsteer.model import Model
     from mlxsteer.vector import SteeringVector
 
 
 @click.command("extract")
-@click.argument("contrast_set", metavar="SET")
+@click.argument("contrast_set", metavar="[SET]", required=False)
 @model_option
+@click.option(
+    "--from-context",
+    "document",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="In place of SET: a document (text). The vector is what it does to the answers.",
+)
+@click.option(
+    "--questions",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="With --from-context: questions about it, one a line, or a YAML list.",
+)
 @click.option("--pairs", type=click.IntRange(1), default=100, show_default=True)
 @click.option(
     "--method",
@@ -62,7 +79,9 @@ if TYPE_CHECKING:
 @force_option
 @json_option
 def command(
-    contrast_set: str,
+    contrast_set: str | None,
+    document: str | None,
+    questions: str | None,
     model_name: str | None,
     layers: str | None,
     out: str | None,
@@ -72,35 +91,81 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a vector from the contrast set SET (a name, or a .yaml file).
+    """Make a vector from the contrast set SET (a name, or a .yaml file), or from a document
+    and questions about it.
 
     Interrupted, the same command goes on where it stopped.
 
     \b
     Example:
       mlxsteer extract terse --model demo
+      mlxsteer extract --from-context rules.txt --questions questions.yaml
     """
-    from mlxsteer import contrast, library
-    from mlxsteer.calibrate import calibrate as find_limits
-    from mlxsteer.extract import extract_positions
+    from mlxsteer import library
 
-    chosen = contrast.ContrastSet.load(contrast_set)
+    source = _source(contrast_set, document, questions)
     options["layers"] = layer_list(layers)
     if out is None:
-        library.check_name(options["name"] or chosen.name)
+        library.check_name(options["name"] or source.name)
     model = load_model(model_name, dtype, force)
-    found = extract_positions(model, chosen, **options)
+    found = _extracted(model, source, options)
     facts = []
-    for suffix, vector in zip(("", "-answer"), found.values(), strict=False):
+    for position, vector in found.items():
+        suffix = "-answer" if position == "answer_mean" and len(found) > 1 else ""
         vector = replace(vector, name=vector.name + suffix)
         if calibrate:
-            vector = find_limits(model, vector)
+            vector = _calibrated(model, source, vector)
         path = _keep(vector, model.key, out, suffix)
         facts.append({"path": path, "name": vector.name, **vector.about})
         if not as_json:
             _report(vector, path)
+            click.echo(_next_step(vector, document, questions))
     if as_json:
         print_json(facts if len(facts) > 1 else facts[0])
+
+
+def _source(
+    contrast_set: str | None, document: str | None, questions: str | None
+) -> ContrastSet | ContextSet:
+    from mlxsteer.contextset import ContextSet
+    from mlxsteer.contrast import ContrastSet
+
+    if (contrast_set is None) == (document is None):
+        raise UsageError(
+            "Give a contrast set (mlxsteer extract terse) or a document (--from-context FILE"
+            " --questions FILE), one of the two."
+        )
+    if (document is None) != (questions is None):
+        raise UsageError("--from-context FILE and --questions FILE go together. Give both.")
+    if document is not None and questions is not None:
+        return ContextSet.load(document, questions)
+    return ContrastSet.load(str(contrast_set))
+
+
+def _extracted(
+    model: Model, source: ContrastSet | ContextSet, options: dict[str, Any]
+) -> dict[str, SteeringVector]:
+    from mlxsteer.context_extract import extract_context
+    from mlxsteer.contextset import ContextSet
+    from mlxsteer.extract import extract_positions
+
+    if isinstance(source, ContextSet):
+        return extract_context(model, source, **options)
+    return extract_positions(model, source, **options)
+
+
+def _calibrated(
+    model: Model, source: ContrastSet | ContextSet, vector: SteeringVector
+) -> SteeringVector:
+    """With its limits; a document's are found on the questions that it was made from."""
+    from mlxsteer import calibrate
+    from mlxsteer.contextset import ContextSet
+
+    questions = None
+    if isinstance(source, ContextSet):
+        asked = source.training[: calibrate.QUESTIONS]
+        questions = [source.questions[index].text for index in asked]
+    return calibrate.calibrate(model, vector, questions=questions)
 
 
 def _keep(vector: SteeringVector, key: str, out: str | None, suffix: str) -> Path:
@@ -124,9 +189,14 @@ def _report(vector: SteeringVector, path: Path) -> None:
         f"{vector.name}: {about['n_pairs']} pairs read at {about['extract_position']},"
         f" {about['tokens_run']:,} tokens run ({saved:.0%} saved by shared prefixes).\n"
         f"Kept in {path}\n"
-        "These figures say that the poles differ, not that the vector steers. To see that:\n"
-        f"  mlxsteer chat --steer {vector.name}:3 --compare -p 'Why is the sky blue?'"
+        "These figures say that the poles differ, not that the vector steers. To see that:"
     )
+
+
+def _next_step(vector: SteeringVector, document: str | None, questions: str | None) -> str:
+    if document is None:
+        return f"  mlxsteer chat --steer {vector.name}:3 --compare -p 'Why is the sky blue?'"
+    return f"  mlxsteer evaluate {vector.name} --context {document} --questions {questions}"
 
 
 def _figure(value: float | None) -> str:

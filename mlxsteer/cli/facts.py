@@ -49,6 +49,10 @@ _DOSE_KEYS = ("metric", "words", "ended", "distinct2", "perplexity")
 def _evaluation(found: Mapping[str, Any]) -> None:
     if not found:
         return
+    if found.get("kind") == "context":
+        click.echo(f"\nEvaluated: {found['sentence']}.\n")
+        print_context(found)
+        return
     at = f"judged at strength {found['strength']:g}, {found['n_questions']} held-out questions"
     click.echo(f"\nEvaluated: {found['sentence']} ({at}).\n")
     print_checks(from_dict(found))
@@ -61,6 +65,25 @@ def print_checks(checks: Sequence[Check]) -> None:
     print_table(
         ["", "criterion", "found", "needed"],
         [[_mark(check), check.name, check.found, check.needed] for check in checks],
+    )
+
+
+def print_context(found: Mapping[str, Any]) -> None:
+    """The evaluation of a document's vector: its checks, its strengths and what it costs."""
+    print_checks(from_dict(found))
+    click.echo(
+        f"\nJudged at strength {found['strength']:g}, on {found['n_questions']} held-out questions"
+        f" ({found['n_answerable']} with a known answer)."
+    )
+    rows = []
+    for row in found["rows"]:
+        mean, low, high = row["share"]
+        right = "-" if row["right"] is None else row["right"]
+        rows.append([row["amount"], row["kl"], f"{mean:.0%}", f"[{low:.0%}, {high:.0%}]", right])
+    print_table(["strength", "KL per token", "recovered", "95%", "right"], rows)
+    click.echo(
+        f"On the questions it was made from it recovers {found['training']['mean']:.0%}."
+        f"\n{found['cost']}"
     )
 
 
