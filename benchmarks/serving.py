@@ -18,7 +18,7 @@ from mlxsteer.generation import Sampling, stream
 from mlxsteer.model import Model
 from mlxsteer.server.engine import Engine, Job
 
-STEERS = (None, "terse:3", "formal:3", "french:2", "cheerful:3", "terse:2, formal:-1")
+STEERS = (None, "terse:3", "formal:3", "cheerful:2", "cheerful:3", "terse:2, formal:-1")
 TOPICS = ("tides", "rust", "compilers", "bees", "glass", "maps", "salt", "violins")
 
 

@@ -57,7 +57,8 @@ def decode(
 ) -> list[Decoded]:
     """Tokens of every row. Rows leave the batch as they finish.
 
-    on_finished(n): called when n more rows are done.
+    on_finished(n): called after each step, at which n more rows were done (mostly 0); what waits
+    for the model may use it in between.
     """
     results = [Decoded(limit) for limit in limits]
     cache = _prefilled(steered, prompts, rows)
@@ -74,9 +75,9 @@ def decode(
             if context:
                 context[index].append(token)
         keep = [at for at, index in enumerate(live) if not results[index].finish_reason]
+        if on_finished:
+            on_finished(len(live) - len(keep))
         if len(keep) < len(live):
-            if on_finished:
-                on_finished(len(live) - len(keep))
             live = [live[at] for at in keep]
             if live:
                 chosen = mx.array(keep)

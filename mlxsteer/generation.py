@@ -205,7 +205,8 @@ def generate_batch(
 ) -> list[Answer]:
     """Answers to `prompts`, row i under `plans[i]`, decoded together.
 
-    on_tokens(n): called as rows finish, with the number that did. Raises ContextLengthError.
+    on_tokens(n): called after each step, with the number of rows that it finished. Raises
+    ContextLengthError.
     """
     if sampling.seed is not None:
         mx.random.seed(sampling.seed)

@@ -19,8 +19,9 @@ from mlxsteer.server.jobs import Event, Generation, Job
 from mlxsteer.server.run import address_of, listen, make_server
 from mlxsteer.server.settings import Settings
 
+LIMIT = 120.0  # seconds that a test waits for what must come
 # One for all: each client of its own would read the certificates anew.
-WEB = httpx.Client(verify=False, timeout=60)
+WEB = httpx.Client(verify=False, timeout=LIMIT)
 HELLO = [{"role": "user", "content": "w1 w2 w3"}]
 
 
@@ -48,7 +49,7 @@ class ScriptedEngine(Engine):
         return generation
 
     def _write(self, generation: Generation) -> None:
-        self.release.wait(20)
+        self.release.wait(LIMIT)
         for index, text in enumerate(self.texts):
             generation.put(Event(text, 10 + index, ANSWER))
         generation.put(self.end)
@@ -71,7 +72,7 @@ def running(engine: Engine, model: Model, settings: Settings | None = None) -> I
         server.should_exit = True
         app.state.serving.extractions.close()
         engine.close(drain_seconds=0)
-        thread.join(20)
+        thread.join(LIMIT)
 
 
 def chat(model: str, **fields: Any) -> dict[str, Any]:

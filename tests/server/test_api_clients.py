@@ -10,17 +10,17 @@ import openai
 import pytest
 
 from mlxsteer.model import Model
-from tests.server.api import HELLO, chat, post
+from tests.server.api import HELLO, LIMIT, chat, post
 
 
 @pytest.fixture
 def client(address: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=LIMIT)
 
 
 @pytest.fixture
 def claude(address: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=address, api_key="none", max_retries=0, timeout=60)
+    return anthropic.Anthropic(base_url=address, api_key="none", max_retries=0, timeout=LIMIT)
 
 
 def asked(**more: Any) -> dict[str, Any]:

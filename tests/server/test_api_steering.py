@@ -22,7 +22,7 @@ from mlxsteer.server.jobs import Event
 from mlxsteer.server.settings import Settings
 from mlxsteer.vector import Calibration
 from tests.chat_models import chat_folder, random_directions
-from tests.server.api import WEB, ScriptedEngine, chat, post, running
+from tests.server.api import LIMIT, WEB, ScriptedEngine, chat, post, running
 
 CHAT = "/v1/chat/completions"
 # Neither the end of the answer nor a marker of thoughts.
@@ -38,27 +38,30 @@ def chunks_of(reply: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def slow_address(chatty: Model) -> Iterator[str]:
-    """The address of a server that takes 10 ms a token."""
+def slow_address(chatty: Model) -> Iterator[tuple[str, threading.Event]]:
+    """(the address of a server that takes 0.1 s a token, what ends that)."""
     engine = Engine(chatty)
     engine.start()
+    hurry = threading.Event()
 
     def drag() -> Iterator[None]:
-        while not engine._closing:
-            time.sleep(0.01)
+        while not hurry.wait(0.1):
             yield
 
     engine.run_between(drag)
     with running(engine, chatty) as address:
-        yield address
+        yield address, hurry
+        hurry.set()
 
 
-def test_a_slider_moved_mid_answer_changes_the_rest(slow_address: str, push: Path) -> None:
-    address = slow_address
+def test_a_slider_moved_mid_answer_changes_the_rest(
+    slow_address: tuple[str, threading.Event], push: Path
+) -> None:
+    address, hurry = slow_address
     body = chat("tiny", stream=True, max_tokens=120, logit_bias=WORDS_ONLY)
     pieces: list[tuple[str, str]] = []
     first = None
-    with WEB.stream("POST", address + CHAT, json=body, timeout=60) as reply:
+    with WEB.stream("POST", address + CHAT, json=body) as reply:
         id = reply.headers["x-mlxsteer-generation"]
         for chunk in chunks_of(reply):
             choice = chunk["choices"][0]
@@ -70,6 +73,7 @@ def test_a_slider_moved_mid_answer_changes_the_rest(slow_address: str, push: Pat
                 )
                 assert moved.status_code == 200
                 first = moved.json()["first_token"]
+                hurry.set()
     assert first is not None
     assert 3 <= first < 120
     assert [steer for _, steer in pieces] == [""] * first + ["push:4r"] * (120 - first)
@@ -126,7 +130,7 @@ def test_running_answers_are_listed_and_can_be_stopped(chatty: Model) -> None:
         WEB.delete(f"{address}/v1/steering/generations/{shown[0]['id']}")
         assert engine.generations[0].cancelled
         engine.release.set()
-        asking.join(10)
+        asking.join(LIMIT)
     assert replies[0].status_code == 503
     assert replies[0].json()["error"]["code"] == "cancelled"
 
@@ -135,7 +139,7 @@ def test_meters_give_one_reading_a_token(address: str, push: Path) -> None:
     body = chat("tiny", meter=["push"], logit_bias=WORDS_ONLY)
     whole = post(address, CHAT, body).json()["choices"][0]["readings"]
     assert [set(reading) for reading in whole] == [{"push"}] * 4
-    with WEB.stream("POST", address + CHAT, json=body | {"stream": True}, timeout=60) as reply:
+    with WEB.stream("POST", address + CHAT, json=body | {"stream": True}) as reply:
         found = [c["choices"][0].get("readings", []) for c in chunks_of(reply)]
     assert [reading for each in found for reading in each] == whole
 
@@ -179,7 +183,7 @@ def test_warnings_come_with_the_response(address: str, push: Path) -> None:
 
 
 def _finished(address: str, id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT
     while True:
         job: dict[str, Any] = WEB.get(f"{address}/v1/steering/jobs/{id}").json()
         if job["state"] not in ("queued", "running"):
@@ -233,7 +237,7 @@ def test_extractions_wait_in_a_bounded_line_and_can_be_cancelled(chatty: Model) 
     with running(engine := Engine(chatty), chatty) as address:
         engine.start()
         gate = threading.Event()
-        engine.run_between(lambda: gate.wait(20))
+        engine.run_between(lambda: gate.wait(LIMIT))
         ids = [
             post(address, "/v1/steering/vectors", OWN | {"name": f"v{index}"}).json()["id"]
             for index in range(MAX_WAITING)
@@ -255,9 +259,9 @@ def test_a_full_queue_is_429_and_a_closing_engine_503(chatty: Model) -> None:
     with running(engine, chatty) as address:
         engine.start()
         gate = threading.Event()
-        engine.run_between(lambda: gate.wait(20))
+        engine.run_between(lambda: gate.wait(LIMIT))
         body = chat("tiny", stream=True)
-        with WEB.stream("POST", address + CHAT, json=body, timeout=30) as first:
+        with WEB.stream("POST", address + CHAT, json=body) as first:
             assert first.status_code == 200
             full = post(address, CHAT, chat("tiny"))
             assert full.status_code == 429
@@ -291,18 +295,14 @@ def test_an_error_in_a_stream_is_its_last_chunk(chatty: Model) -> None:
 def test_a_silent_stream_says_that_it_lives(chatty: Model) -> None:
     engine = ScriptedEngine(chatty, ["w1"])
     engine.release.clear()
-
-    def release_later() -> None:
-        while not engine.generations:
-            time.sleep(0.01)
-        time.sleep(0.5)
+    with (
+        running(engine, chatty, Settings(keep_alive=0.1)) as address,
+        WEB.stream("POST", address + CHAT, json=chat("tiny", stream=True)) as reply,
+    ):
+        lines = (line for line in reply.iter_lines() if line)
+        assert [next(lines), next(lines)] == [": keep-alive"] * 2
         engine.release.set()
-
-    with running(engine, chatty, Settings(keep_alive=0.1)) as address:
-        threading.Thread(target=release_later).start()
-        text = post(address, CHAT, chat("tiny", stream=True)).text
-    assert text.count(": keep-alive") >= 2
-    assert text.endswith("data: [DONE]\n\n")
+        assert list(lines)[-1] == "data: [DONE]"
 
 
 def test_status_metrics_and_health_tell_of_the_model(address: str) -> None:
@@ -320,7 +320,7 @@ def test_log_lines_hold_no_text_of_the_prompt(
 ) -> None:
     with caplog.at_level("INFO", "mlxsteer.server"):
         post(address, CHAT, chat("tiny", messages=[{"role": "user", "content": "w61 hush"}]))
-        deadline = time.monotonic() + 10  # the line comes after the response
+        deadline = time.monotonic() + LIMIT  # the line comes after the response
         lines: list[Any] = []
         while not any(line and line.get("route") == CHAT for line in lines):
             assert time.monotonic() < deadline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,13 @@ from mlxsteer.generation import Sampling, stream
 from mlxsteer.model import Model
 from mlxsteer.plan import Plan
 from mlxsteer.server.disk import DiskTier
-from mlxsteer.server.engine import Engine, Job
+from mlxsteer.server.engine import Engine, Generation, Job
 from mlxsteer.server.prefix import PrefixCache
 from tests.chat_models import WORDS, random_directions, write_tokenizer
+from tests.server.test_engine import await_tokens
 from tests.v4.tiny import FIXTURES
 
-SAMPLING = Sampling(max_tokens=20)
+SAMPLING = Sampling(max_tokens=10)
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +45,17 @@ def test_rows_that_join_at_any_time_get_what_they_get_alone(v4: Model) -> None:
     rng = random.Random(3)
     vectors = [random_directions(seed, n_layers=v4.n_layers) for seed in (0, 1)]
     plans = [v4.plan(s) for s in (None, (vectors[0], "1r"), (vectors[1], "-1r@all"))]
-    how = [SAMPLING, Sampling(max_tokens=14, temp=1.0, seed=8)]
+    how = [SAMPLING, Sampling(max_tokens=8, temp=1.0, seed=8)]
     asked = [
         ([rng.randrange(6, 64) for _ in range(rng.randrange(1, 30))], plan, rng.choice(how))
-        for plan in plans * 3
+        for plan in plans * 2
     ]
-    engine = Engine(v4, max_running=5)
+    engine = Engine(v4, max_running=4)
     engine.start()
-    going = []
+    going: list[Generation] = []
     for tokens, plan, sampling in asked:
         going.append(engine.submit(Job(tuple(tokens), plan, sampling)))
-        time.sleep(rng.random() * 0.05)
+        await_tokens(rng.choice(going), rng.randrange(6))
     together = [[e.token for e in each.events() if e.token >= 0] for each in going]
     engine.close()
     assert together == [alone(v4, *each) for each in asked]

@@ -17,8 +17,9 @@ from mlxsteer.server.disk import DiskTier
 from mlxsteer.server.engine import Engine, Event, Job
 from mlxsteer.server.prefix import PrefixCache, codes_of, common_length
 from tests.chat_models import random_directions
+from tests.server.test_engine import submit_held
 
-SAMPLING = Sampling(max_tokens=12)
+SAMPLING = Sampling(max_tokens=6)
 SYSTEM = list(range(6, 46))  # 40 tokens that several prompts begin with
 
 
@@ -106,11 +107,10 @@ def test_moving_a_slider_leaves_no_state_that_a_still_one_would_take(
     engine: Engine, tiny: Model
 ) -> None:
     tokens, plain = [*SYSTEM, 50], tiny.plan(None)
-    generation = engine.submit(Job(tuple(tokens), plain, Sampling(max_tokens=40)))
-    events = generation.events()
-    seen = [next(events) for _ in range(3)]
+    generation, release = submit_held(engine, Job(tuple(tokens), plain, Sampling(max_tokens=20)), 3)
     first = generation.steer(tiny.plan((random_directions(0), "2r")))
-    seen += list(events)
+    release.set()
+    seen = list(generation.events())
     following = [*tokens, *tokens_of(seen), 55]
     found, cached = ask(engine, following, plain)
     assert cached == len(tokens) - 1 + first
