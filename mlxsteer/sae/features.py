@@ -52,7 +52,7 @@ def find(name: str, key: str) -> SteeringVector:
     Calibrated, if that was done and the dictionary is still the same. Raises SaeError.
     """
     feature = resolve(name, key)
-    made = vector_of(opened(shelf.find(feature.dictionary, key)), feature)
+    made = vector_of(opened(shelf.available(key)[feature.dictionary]), feature)
     path = kept_path(feature, key)
     if not path.is_file():
         return made

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 # A phrase is read behind these, because alone its first token is the sink of the sequence.
 CARRIERS = ("We were talking about", "This is a text about", "I keep thinking of")
-PAIRS = 32  # of a contrast set
-CANDIDATES = 24  # whose effect is measured
-EFFECT_TEXTS = 4
+PAIRS = 16  # of a contrast set
+CANDIDATES = 16  # whose effect is measured
+EFFECT_TEXTS = 2
 EFFECT_DOSE = 0.15
 
 
