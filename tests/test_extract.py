@@ -368,6 +368,8 @@ def test_both_positions_are_kept_under_two_names_and_json_is_json(folder, set_fi
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
     assert [value["name"] for value in values] == ["short", "short-answer"]
+    positions = [value["extract_position"] for value in values]
+    assert positions == ["last_prompt", "answer_mean"]
     assert [Path(value["path"]).name for value in values] == [
         "mine.safetensors",
         "mine-answer.safetensors",

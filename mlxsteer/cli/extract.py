@@ -110,7 +110,8 @@ def command(
     model = load_model(model_name, dtype, force)
     found = _extracted(model, source, options)
     facts = []
-    for position, vector in found.items():
+    for position in sorted(found, key="answer_mean".__eq__):  # last_prompt keeps the plain name
+        vector = found[position]
         suffix = "-answer" if position == "answer_mean" and len(found) > 1 else ""
         vector = replace(vector, name=vector.name + suffix)
         if calibrate:
