@@ -14,6 +14,7 @@ from mlxsteer.server import (
     chat_completions,
     completions,
     errors,
+    features,
     health,
     messages,
     models,
@@ -82,7 +83,7 @@ def create_app(engine: Engine, model: Model, settings: Settings | None = None) -
     app.state.serving = serving
     app.state.metrics = Metrics(engine)
     app.state.closing = False
-    for module in (chat_completions, completions, responses, messages, models, steering):
+    for module in (chat_completions, completions, responses, messages, models, steering, features):
         app.include_router(module.router)
     for module in (observe, health, panel):
         app.include_router(module.router)

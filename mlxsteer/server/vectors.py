@@ -37,6 +37,8 @@ class Vectors:
 
     def get(self, name: str, param: str = "steer", status: int = 400) -> SteeringVector:
         """The vector called `name`; ApiError with `status` when there is none."""
+        if name.startswith(library.FEATURES) and name not in self.names():
+            return self._feature(name, param, status)
         path = self.names().get(name)
         if path is None:
             raise _unknown(name, self.names(), param, status)
@@ -48,6 +50,14 @@ class Vectors:
         if known is None or known[0] != changed:
             known = self._read[path] = (changed, SteeringVector.load(path))
         return known[1]
+
+    def _feature(self, name: str, param: str, status: int) -> SteeringVector:
+        from mlxsteer.sae import features
+
+        try:
+            return features.find(name, self.model.key)
+        except MlxsteerError as error:
+            raise ApiError(status, str(error), code="unknown_vector", param=param) from None
 
     def terms(self, text: str) -> list[tuple[Term, SteeringVector]]:
         """The terms of a steering text with their vectors."""
