@@ -4,9 +4,9 @@ By a contrast vector (what texts about the bridge have that texts about other th
 by a feature of a sparse autoencoder (what made Golden Gate Claude), added and clamped. Prints for
 each the share of answers that name the bridge, and their perplexity under the unsteered model.
 
-    python examples/golden_gate.py          # about 3 minutes on two cores
+    python examples/golden_gate.py          # nine steerings of eight short answers each
 
-The feature needs a dictionary. Train a small one first (about 10 minutes on two idle cores):
+The feature needs a dictionary. Train a small one first (15 minutes on two busy cores):
 
     mlxsteer sae train --model demo --layer 15 --corpus contrast-sets --corpus python-docs \\
       --tokens 40000 --features 1024 --batch 1024 --epochs 6 --name demo
