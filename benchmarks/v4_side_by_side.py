@@ -1,8 +1,9 @@
 """DeepSeek-V4 here and in mlx-vlm, side by side: the same float32 weights, one process, on CPU.
 
 Prints tokens per second (medians), how many times mlx-vlm's each is, and how far each one's
-logits are from a full forward pass. Widths are about an eighth of the real model's, with its
-three kinds of layer. mlx-vlm is a folder of its unpacked wheel (see `v4_peer`):
+logits are from a full forward pass. The residual stream, the experts' width and their number are
+an eighth of the real model's, with its three kinds of layer; heads, head size, query rank and
+index top-k are a quarter. mlx-vlm is a folder of its unpacked wheel (see `v4_peer`):
 
     python -m benchmarks.v4_side_by_side --mlx-vlm mlx-vlm
 """
