@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,16 @@ def await_tokens(generation: Generation, count: int) -> None:
     for event in generation.events():
         if generation.tokens >= count or event.finish_reason:
             return
+
+
+@contextmanager
+def standing(engine: Engine) -> Iterator[None]:
+    """The engine stands still inside the block."""
+    reached, release = threading.Event(), threading.Event()
+    engine.run_between(lambda: (reached.set(), release.wait(60)))
+    assert reached.wait(60)
+    yield
+    release.set()
 
 
 def submit_held(engine: Engine, job: Job, tokens: int) -> tuple[Generation, threading.Event]:
@@ -243,13 +255,11 @@ def test_readings_are_those_of_a_captured_pass(engine: Engine, tiny: Model) -> N
 def test_a_full_queue_says_when_to_come_back(tiny: Model) -> None:
     engine = Engine(tiny, max_running=1, max_queued=2)
     engine.start()
-    release = threading.Event()
-    engine.run_between(release.wait)
-    going = [engine.submit(job(tiny, "w1 w2")) for _ in range(3)]
-    with pytest.raises(Busy) as refused:
-        engine.submit(job(tiny, "w1 w2"))
+    with standing(engine):
+        going = [engine.submit(job(tiny, "w1 w2")) for _ in range(3)]
+        with pytest.raises(Busy) as refused:
+            engine.submit(job(tiny, "w1 w2"))
     assert 1 <= refused.value.retry_after <= 60
-    release.set()
     assert all(tokens for tokens in answers_of(going))
     assert tokens_of(list(engine.submit(job(tiny, "w1 w2")).events()))
     engine.close()
@@ -360,21 +370,18 @@ def test_closing_finishes_what_it_can_and_cancels_the_rest(tiny: Model) -> None:
 
     engine = Engine(tiny, max_running=1)
     engine.start()
-    release = threading.Event()
-    engine.run_between(release.wait)
-    left = [engine.submit(job(tiny, q)) for q in QUESTIONS]
-    closer = threading.Thread(target=engine.close, args=(0.0,))
-    closer.start()
-    release.set()
+    with standing(engine):
+        left = [engine.submit(job(tiny, q)) for q in QUESTIONS]
+        closer = threading.Thread(target=engine.close, args=(0.0,))
+        closer.start()
+        while not engine._closing:
+            time.sleep(0.01)
     closer.join()
     assert [list(g.events())[-1].finish_reason for g in left][-1] == "cancelled"
     assert not set(threading.enumerate()) - before
 
 
 def test_work_between_steps_lets_answers_go_on(engine: Engine, tiny: Model) -> None:
-    release = threading.Event()
-    engine.run_between(release.wait)
-    generation = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=30)))
     seen: list[int] = []
 
     def sliced() -> Any:
@@ -390,8 +397,9 @@ def test_work_between_steps_lets_answers_go_on(engine: Engine, tiny: Model) -> N
             engine.breathe()
         return counts
 
-    name, counts = engine.run_between(sliced), engine.run_between(breathing)
-    release.set()
+    with standing(engine):
+        generation = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=30)))
+        name, counts = engine.run_between(sliced), engine.run_between(breathing)
     assert name.result(60) == "mlxsteer-engine"
     assert len(set(seen)) == len(set(counts.result(60))) == 5
     with pytest.raises(ZeroDivisionError):
@@ -404,10 +412,6 @@ def test_work_between_steps_lets_answers_go_on(engine: Engine, tiny: Model) -> N
 def test_answers_go_on_at_every_step_of_a_batch_in_the_background(
     engine: Engine, tiny: Model
 ) -> None:
-    release = threading.Event()
-    engine.run_between(release.wait)
-    generation = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=30)))
-
     def work() -> list[int]:
         seen = []
 
@@ -420,8 +424,9 @@ def test_answers_go_on_at_every_step_of_a_batch_in_the_background(
             generate_batch(tiny, prompts, plans, Sampling(max_tokens=8), on_tokens=advance)
         return seen
 
-    seen = engine.run_between(work)
-    release.set()
+    with standing(engine):
+        generation = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=30)))
+        seen = engine.run_between(work)
     assert len(set(seen.result(60))) == 8
     assert answers_of([generation]) == [
         alone(tiny, "w1 w2", tiny.plan(None), Sampling(max_tokens=30))
@@ -449,11 +454,9 @@ def test_a_long_prompt_does_not_stall_its_neighbours(
 
     monkeypatch.setattr(Floor, "_slice", lambda self: 16)
     monkeypatch.setattr(Prefill, "advance", counted)
-    release = threading.Event()
-    engine.run_between(release.wait)
-    beside = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=100)))
-    long = engine.submit(Job(tuple(tiny.render("w3 " * 150)), tiny.plan(None), GREEDY))
-    release.set()
+    with standing(engine):
+        beside = engine.submit(job(tiny, "w1 w2", sampling=Sampling(max_tokens=100)))
+        long = engine.submit(Job(tuple(tiny.render("w3 " * 150)), tiny.plan(None), GREEDY))
     list(long.events())
     assert len(slices) >= 150 // 16
     assert slices[2:] == list(range(slices[2], slices[2] + len(slices) - 2))  # a token per slice
