@@ -30,7 +30,8 @@ def main() -> None:
         draw(axes, vector)
     figure.suptitle(
         "Shipped vectors on the demo model: held-out questions, greedy. Green: the metric; dashed"
-        " brown: asked in the prompt; dashed grey: perplexity, × unsteered"
+        " brown: asked in the prompt; dashed grey: perplexity, × unsteered",
+        fontsize=11,
     )
     figure.tight_layout()
     figure.savefig(TARGET, dpi=100)
