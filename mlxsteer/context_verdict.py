@@ -54,18 +54,18 @@ def checks(found: Recovered, criteria: ContextCriteria = CONTEXT_CRITERIA) -> li
         lines.append(
             Check(
                 f"outdoes random directions ({found.n_random})",
-                f"{found.percentile:.0%}",
-                f"≥ {criteria.percentile:.0%}",
+                f"{found.percentile:z.0%}",
+                f"≥ {criteria.percentile:z.0%}",
                 found.percentile >= criteria.percentile,
             )
         )
     enough = found.share.mean >= criteria.share
-    need = f"≥ {criteria.share:.0%}"
-    lines.append(Check("most of the effect", f"{found.share.mean:.0%}", need, enough, False))
+    need = f"≥ {criteria.share:z.0%}"
+    lines.append(Check("most of the effect", f"{found.share.mean:z.0%}", need, enough, False))
     if found.gained is not None and found.regained is not None:
         told = f"{found.regained} of {found.gained}"
         known = found.regained >= criteria.answers * found.gained if found.gained else None
-        lines.append(Check("its answers", told, f"≥ {criteria.answers:.0%}", known, False))
+        lines.append(Check("its answers", told, f"≥ {criteria.answers:z.0%}", known, False))
     return lines
 
 
@@ -79,7 +79,7 @@ def verdict(found: Sequence[Check]) -> str:
 def sentence(found: Recovered) -> str:
     """The verdict and what it rests on, in words."""
     words = (
-        f"{verdict(checks(found))}: {found.share.mean:.0%} of the document's effect on the next"
+        f"{verdict(checks(found))}: {found.share.mean:z.0%} of the document's effect on the next"
         " token"
     )
     if found.gained is None:
@@ -91,7 +91,7 @@ def sentence(found: Recovered) -> str:
 
 def percent(share: Interval) -> str:
     """`12% [5%, 19%]`."""
-    return f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
+    return f"{share.mean:z.0%} [{share.low:z.0%}, {share.high:z.0%}]"
 
 
 def _above(found: Recovered, limit: float) -> bool:

@@ -151,6 +151,8 @@ def test_the_sentence_gives_both_figures():
         "recovers a part: 12% of the document's effect on the next token; 0 of the 4 questions"
         " that only it answered"
     )
+    nothing = replace(GOOD, share=Interval(-0.001, -0.01, 0.01))
+    assert sentence(nothing).startswith("does not work: 0% of the document's effect")
 
 
 # --- the commands ---------------------------------------------------------------------------

@@ -79,10 +79,10 @@ def print_context(found: Mapping[str, Any]) -> None:
     for row in found["rows"]:
         mean, low, high = row["share"]
         right = "-" if row["right"] is None else row["right"]
-        rows.append([row["amount"], row["kl"], f"{mean:.0%}", f"[{low:.0%}, {high:.0%}]", right])
+        rows.append([row["amount"], row["kl"], f"{mean:z.0%}", f"[{low:z.0%}, {high:z.0%}]", right])
     print_table(["strength", "KL per token", "recovered", "95%", "right"], rows)
     click.echo(
-        f"On the questions it was made from it recovers {found['training']['mean']:.0%}."
+        f"On the questions it was made from it recovers {found['training']['mean']:z.0%}."
         f"\n{found['cost']}"
     )
 
