@@ -158,8 +158,11 @@ def _explained(path: Path, step: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # each architecture and tokenizer fails in its own way
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        # "Missing 2 parameters:" alone would not say which: a list's first entry comes with it.
+        reason = " ".join(lines[:2]) if lines[0].rstrip().endswith(":") else lines[0]
+        reason = " ".join(reason.split()).rstrip(".,")
         raise ModelError(
-            f"{path} cannot be loaded: {lines[0]} ({type(error).__name__}). Its config, weights"
+            f"{path} cannot be loaded: {reason} ({type(error).__name__}). Its config, weights"
             " and tokenizer do not fit together; fetch or convert the model again."
         ) from error
 
