@@ -68,7 +68,18 @@ def kept(home: Path, name: str) -> SteeringVector:
 
 def test_every_command_has_help_with_one_example() -> None:
     assert set(command.commands) == {
-        *("list", "show", "compare", "lens", "import", "export", "combine", "push", "pull"),
+        *(
+            "list",
+            "show",
+            "compare",
+            "lens",
+            "explain",
+            "import",
+            "export",
+            "combine",
+            "push",
+            "pull",
+        ),
     }
     for name in command.commands:
         text = run(name, "--help").stdout
