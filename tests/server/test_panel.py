@@ -452,6 +452,7 @@ def test_on_a_phone_the_sliders_are_in_a_drawer_and_nothing_is_cut_off(opened: P
     slider = opened.find("#slider-push")
     expect(slider).to_be_hidden()
     opened.find("#open").click()
+    expect(slider).to_be_in_viewport(ratio=1)  # the drawer has come up
     slider.press("End")
     expect(opened.find("#open")).to_have_text("Sliders (1)")
     width = "document.documentElement.scrollWidth"
