@@ -148,6 +148,17 @@ async def leaves_unanswered(client: Client) -> int:
         return LEFT
 
 
+async def _twice(call: Callable[..., Any], *arguments: Any, **options: Any) -> int:
+    """The status of a request that may be sent again: a kept connection can be one that the
+    server is just closing as idle.
+    """
+    try:
+        reply = await call(*arguments, **options)
+    except (httpx.ReadError, httpx.RemoteProtocolError):
+        reply = await call(*arguments, **options)
+    return int(reply.status_code)
+
+
 async def moves_a_slider(client: Client) -> int:
     """PATCHes the steering of its own answer at every few chunks, then perhaps stops it."""
     body = {**client.some(), "stream": True}
@@ -159,9 +170,9 @@ async def moves_a_slider(client: Client) -> int:
         async for line in reply.aiter_lines():
             if line and client.rng.random() < 0.3:
                 steer = {"steer": client.rng.choice([asked.steer for asked in client.known])}
-                statuses.add((await client.web.patch(address, json=steer)).status_code)
+                statuses.add(await _twice(client.web.patch, address, json=steer))
             elif client.rng.random() < 0.02:
-                statuses.add((await client.web.delete(address)).status_code)
+                statuses.add(await _twice(client.web.delete, address))
     return next(iter(statuses - {200, 409}), 200)  # 409: it was complete by then
 
 
