@@ -41,6 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "doses": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
         }
     },
+    # At the default guard its strength 3 goes past what the verdict allows.
+    "technical": {"calibrate": {"guard": Guard(perplexity_ratio=2.5)}},
 }
 
 
