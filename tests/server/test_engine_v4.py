@@ -16,7 +16,7 @@ from mlxsteer.server.disk import DiskTier
 from mlxsteer.server.engine import Engine, Generation, Job
 from mlxsteer.server.prefix import PrefixCache
 from tests.chat_models import WORDS, random_directions, write_tokenizer
-from tests.server.test_engine import await_tokens
+from tests.server.engines import await_tokens
 from tests.v4.tiny import FIXTURES
 
 SAMPLING = Sampling(max_tokens=10)

@@ -17,7 +17,7 @@ from mlxsteer.server.disk import DiskTier
 from mlxsteer.server.engine import Engine, Event, Job
 from mlxsteer.server.prefix import PrefixCache, codes_of, common_length
 from tests.chat_models import random_directions
-from tests.server.test_engine import submit_held
+from tests.server.engines import submit_held
 
 SAMPLING = Sampling(max_tokens=6)
 SYSTEM = list(range(6, 46))  # 40 tokens that several prompts begin with
