@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,8 +14,12 @@ from mlxsteer import library
 from mlxsteer.model import Model
 from mlxsteer.server.engine import Engine
 from mlxsteer.server.prefix import PrefixCache
+from mlxsteer.vector import Calibration
 from tests.chat_models import chat_folder, random_directions
 from tests.server.api import running
+
+if TYPE_CHECKING:
+    from tests.server.browser import Panel
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +41,43 @@ def address(chatty: Model) -> Iterator[str]:
 def push(chatty: Model) -> Path:
     """A vector called `push` among the user's."""
     return library.save(random_directions(), chatty.key)
+
+
+@pytest.fixture
+def engine(tiny: Model) -> Iterator[Engine]:
+    """A started engine on the tiny model."""
+    running = Engine(tiny, max_running=8, max_queued=8)
+    running.start()
+    yield running
+    running.close(0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser, for each file its own: Playwright's event loop must not outlive it."""
+    from tests.server.browser import chromium
+
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def panel(browser: Any, chatty: Model, push: Path) -> Iterator[Panel]:
+    """A page that is not open yet, for the vectors `push` and `known`."""
+    from tests.server.browser import page_of
+
+    about = {"eval": {"sentence": "does what it says"}}
+    known = replace(random_directions(1), calibration=Calibration(0.5, 0.4), about=about)
+    library.save(known, chatty.key, "known")
+    with page_of(browser, chatty) as page:
+        yield page
+
+
+@pytest.fixture
+def opened(panel: Panel) -> Panel:
+    """The page of a server that writes until the steering changes."""
+    from tests.server.browser import Writer, expect
+
+    panel.open(Writer(panel.model))
+    expect(panel.find("#slider-push")).to_be_visible()
+    return panel
