@@ -130,7 +130,7 @@ def refuse_other_models(config: Mapping[str, Any]) -> None:
         return
     raise ConvertError(
         f"This checkpoint is {what}. `mlxsteer convert` reads DeepSeek-V4-Flash and its variants;"
-        " other models need no conversion: give them to --model directly."
+        " what mlx-lm runs needs no conversion: give it to --model directly."
     )
 
 

@@ -179,6 +179,13 @@ def test_hub_repo_that_wants_code_is_refused_before_its_weights_come(repo, homes
     assert not (homes / "hub/snapshots/0123abcd/model.safetensors").exists()
 
 
+def test_hub_repo_of_a_refused_architecture_is_not_fetched(repo, homes):
+    edit_json(repo / "config.json", model_type="deepseek_v41")
+    with pytest.raises(ModelError, match=r"V4\.1"):
+        resolve_model("someone/DeepSeek-V4.1")
+    assert not (homes / "hub/snapshots/0123abcd/model.safetensors").exists()
+
+
 def test_hub_repo_of_pickles_is_refused(repo):
     (repo / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no safetensors"):
@@ -268,6 +275,8 @@ def broken_tokenizer(folder):
         (broken_config, "not valid JSON"),
         (edit(model_type=None), "model_type"),
         (edit(model_type="lama"), "'lama' is not one .* Did you mean 'llama'"),
+        (edit(model_type="deepseek_v41"), r"V4\.1 .*V4-Flash or -Pro folder"),
+        (edit(model_type="deepseek_v41_text"), r"V4\.1"),
         (edit(hidden_size=None), "cannot be loaded"),
         (edit(hidden_size=128), "cannot be loaded"),
         (edit(auto_map={"AutoConfig": "evil.C"}), "never runs code"),

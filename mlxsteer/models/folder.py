@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ WEIGHTS = "model*.safetensors"  # what mlx-lm reads
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 OWN_ARCHITECTURES = {"deepseek_v4": "mlxsteer.models.deepseek_v4"}
+# Not run, though mlx-lm may have a module: the real checkpoints hold more than it computes.
+REFUSED_ARCHITECTURES = {"deepseek_v41": "DeepSeek-V4.1", "deepseek_v41_text": "DeepSeek-V4.1"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "*.tiktoken", "vocab.*")
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -55,8 +58,7 @@ class Folder:
 
 def check_folder(path: Path) -> Folder:
     """Read and check the folder at `path`. ModelError says what is wrong with it."""
-    config = read_config(path)
-    refuse_code(path, config)
+    config = check_config(path)
     if not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise ModelError(
             f"{path} has no tokenizer (no tokenizer.json or tokenizer.model), so text cannot be"
@@ -65,6 +67,14 @@ def check_folder(path: Path) -> Folder:
     files = weight_files(path)
     tensors = {name: t for file in files for name, t in read_header(file)[1].items()}
     return Folder(path=path, config=config, files=files, tensors=tensors)
+
+
+def check_config(path: Path) -> dict[str, Any]:
+    """The folder's config. ModelError for a model that is refused, or that would run code."""
+    config = read_config(path)
+    refuse_architecture(config)
+    refuse_code(path, config)
+    return config
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -100,6 +110,17 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a config: `text_config` of a multimodal one, else itself."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def refuse_architecture(config: Mapping[str, Any]) -> None:
+    """ModelError when the config is of a model that is refused by name."""
+    kind = config.get("model_type")
+    if name := REFUSED_ARCHITECTURES.get(str(kind)):
+        raise ModelError(
+            f"This is {name} (model_type {kind}): another architecture than DeepSeek-V4 (n-gram"
+            " tables, compressed rows shared between layers), which cannot be run or steered"
+            " here. Give --model a DeepSeek-V4-Flash or -Pro folder instead."
+        )
 
 
 def refuse_code(path: Path, config: dict[str, Any]) -> None:

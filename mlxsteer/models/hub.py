@@ -19,10 +19,11 @@ WEIGHT_FILES = [folders.WEIGHTS]
 def fetch_model(repo: str, *, allow_download: bool = True) -> tuple[Path, str]:
     """The local snapshot folder of `repo` and its commit; progress goes to stderr.
 
-    ModelError when it cannot be fetched, wants code to be run, or holds no safetensors.
+    ModelError when it cannot be fetched, is refused by name, wants code to be run, or holds no
+    safetensors.
     """
     path = _snapshot(repo, SMALL_FILES, allow_download)
-    folders.refuse_code(path, folders.read_config(path))
+    folders.check_config(path)
     path = _snapshot(repo, SMALL_FILES + WEIGHT_FILES, allow_download)
     if not any(path.glob(folders.WEIGHTS)):
         raise ModelError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxsteer.errors import ModelError
+from mlxsteer.models.folder import refuse_architecture
 
 WINDOW_ONLY, SPARSE, HEAVY = 0, 4, 128  # compress ratios: no rows, CSA, HCA
 RATIOS = (WINDOW_ONLY, SPARSE, HEAVY)
@@ -108,12 +109,8 @@ def is_0731_config(config: Mapping[str, Any]) -> bool:
 
 
 def _refuse_other_models(config: Mapping[str, Any]) -> None:
+    refuse_architecture(config)
     kind = config.get("model_type")
-    if kind == "deepseek_v41":
-        raise ModelError(
-            "This is DeepSeek-V4.1 (model_type deepseek_v41): another architecture (shared"
-            " compression, 32x32 blocks, n-gram tables). Use a DeepSeek-V4-Flash or -Pro folder."
-        )
     if kind != "deepseek_v4":
         raise ModelError(
             f"This config has model_type {kind!r}, not 'deepseek_v4'. Load it as an mlx-lm model."
