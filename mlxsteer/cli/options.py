@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlxsteer.generation import Sampling
     from mlxsteer.model import Model
 
+Number = TypeVar("Number", int, float)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 model_option: Decorator = click.option(
@@ -43,6 +44,11 @@ steer_option: Decorator = click.option(
     " ('terse:3@first(40)') or on a condition ('terse:3@when(formal>0.5)'). The whole grammar:"
     " docs/grammar.md. May be given several times.",
 )
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--dtype, --force and --json: the last options of a command that runs a model."""
+    return dtype_option(force_option(json_option(function)))
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,6 +111,16 @@ def layer_list(text: str | None) -> tuple[int, ...] | None:
             raise UsageError(f"{part.strip()!r} runs backwards. Type {last}-{first}.")
         layers |= set(range(first, last + 1))
     return tuple(sorted(layers))
+
+
+def number_list(
+    text: str, kind: Callable[[str], Number], what: str, example: str
+) -> tuple[Number, ...]:
+    """`0.1,0.2` as (0.1, 0.2), each read by `kind`. UsageError, which names what was expected."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{text!r} is no list of {what}. Type e.g. {example}.") from None
 
 
 def print_json(value: Any) -> None:
