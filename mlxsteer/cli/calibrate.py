@@ -7,15 +7,13 @@ from typing import Any
 import click
 
 from mlxsteer.cli.options import (
-    dtype_option,
-    force_option,
-    json_option,
     load_model,
     model_option,
+    number_list,
     print_json,
     print_table,
+    run_options,
 )
-from mlxsteer.errors import UsageError
 
 
 @click.command("calibrate")
@@ -39,9 +37,7 @@ from mlxsteer.errors import UsageError
     help="… and at least this share of the unsteered answers' distinct bigrams.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the table; change no file.")
-@dtype_option
-@force_option
-@json_option
+@run_options
 def command(
     name: str,
     model_name: str | None,
@@ -69,7 +65,7 @@ def command(
 
     guard = Guard(perplexity_ratio=perplexity_ratio, distinct2_ratio=distinct2_ratio)
     if doses is not None:
-        options["doses"] = _numbers(doses)
+        options["doses"] = number_list(doses, float, "doses", "0.1,0.2,0.4")
     model = load_model(model_name, dtype, force)
     target = (
         None if dry_run else library.own_path(name, model.key)
@@ -97,10 +93,3 @@ def command(
         f" {calibration.delta_minus:g} (strength -5)."
         + (f"\nWritten to {path}" if path else "\nDry run: nothing was written.")
     )
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{text!r} is no list of doses. Type e.g. 0.1,0.2,0.4.") from None

@@ -13,12 +13,10 @@ from click.core import ParameterSource
 
 from mlxsteer.cli.options import (
     SAMPLING_FIELDS,
-    dtype_option,
-    force_option,
-    json_option,
     load_model,
     model_option,
     print_json,
+    run_options,
     sampling_options,
     steer_option,
     take_sampling,
@@ -58,9 +56,7 @@ if TYPE_CHECKING:
     help="Go on with the chat in this file; options given here come before its own.",
 )
 @sampling_options
-@dtype_option
-@force_option
-@json_option
+@run_options
 def command(prompt: str | None, compare: bool, save: Path | None, **options: Any) -> None:
     """Talk to a model, steered. Type /help in the chat for its commands.
 

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlxsteer.cli.options import (
-    dtype_option,
-    force_option,
-    json_option,
-    model_option,
-    print_json,
-)
+from mlxsteer.cli.options import model_option, print_json, run_options
 from mlxsteer.progress import say
 
 if TYPE_CHECKING:
@@ -29,9 +23,7 @@ Outcome = tuple[str, bool, str]
 @click.command("doctor")
 @model_option
 @click.option("--no-model", is_flag=True, help="Load no model; look at the installation alone.")
-@dtype_option
-@force_option
-@json_option
+@run_options
 def command(
     model_name: str | None, no_model: bool, dtype: str | None, force: bool, as_json: bool
 ) -> None:

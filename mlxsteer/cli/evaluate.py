@@ -9,14 +9,7 @@ import click
 from click.core import ParameterSource
 
 from mlxsteer.cli.facts import print_checks, print_context, print_rows
-from mlxsteer.cli.options import (
-    dtype_option,
-    force_option,
-    json_option,
-    load_model,
-    model_option,
-    print_json,
-)
+from mlxsteer.cli.options import load_model, model_option, print_json, run_options
 from mlxsteer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,9 +69,7 @@ CONTEXT_OPTIONS = ("strength", "random", "max_tokens")
 )
 @click.option("--judge-model", metavar="NAME", help="The endpoint's model.")
 @click.option("--dry-run", is_flag=True, help="Print the verdict; change no file.")
-@dtype_option
-@force_option
-@json_option
+@run_options
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxsteer.cli.options import (
-    dtype_option,
-    force_option,
-    json_option,
     layer_list,
     load_model,
     model_option,
     print_json,
     print_table,
+    run_options,
 )
 from mlxsteer.errors import UsageError
 
@@ -75,9 +73,7 @@ if TYPE_CHECKING:
     help="File to write, instead of keeping it among your vectors.",
 )
 @click.option("--calibrate", is_flag=True, help="Find its limits afterwards, too.")
-@dtype_option
-@force_option
-@json_option
+@run_options
 def command(
     contrast_set: str | None,
     document: str | None,

@@ -16,6 +16,7 @@ from mlxsteer.cli.options import (
     json_option,
     load_model,
     model_option,
+    number_list,
     print_json,
     print_table,
 )
@@ -169,7 +170,7 @@ def label_command(
 
     if namer != "local" and not namer_model:
         raise UsageError("An endpoint serves several models. Say which: --namer-model NAME.")
-    numbers = _numbers(features)
+    named = number_list(features, int, "features", "12,40") if features.strip() else ()
     who: Any
     if namer == "local":
         model = load_model(model_name, dtype)
@@ -178,7 +179,7 @@ def label_command(
         path = chosen(sae_name, key_of(model_name))
         who, by = EndpointJudge(namer, str(namer_model)), str(namer_model)
     known = index.read(path)
-    numbers = numbers or label.choose(known, count, seed)
+    numbers = list(named) or label.choose(known, count, seed)
     made = label.label(
         known, numbers, who, by, seed=seed,
         on_label=lambda n, one: say(f"{n}: {one.text} ({one.accuracy:.2f})"),
@@ -224,13 +225,6 @@ def opened(name: str | None, model: Model) -> tuple[Path, Dictionary]:
             f" {model.d_model}. Say --model for the model that it reads."
         )
     return path, dictionary
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")] if text.strip() else []
-    except ValueError:
-        raise UsageError(f"{text!r} is no list of features. Type e.g. 12,40.") from None
 
 
 def feature_cells(feature: Feature) -> list[Any]:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxsteer.cli.options import (
-    dtype_option,
-    force_option,
-    json_option,
     load_model,
     model_option,
+    number_list,
     print_json,
     print_table,
+    run_options,
 )
 from mlxsteer.errors import UsageError
 
@@ -54,9 +53,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--html", type=FILE, help="A report to open in a browser (needs mlxsteer[plot]).")
 @click.option("--png", type=FILE, help="The figure alone (needs mlxsteer[plot]).")
 @click.option("--write", is_flag=True, help="Make the best setting the vector's, and calibrate it.")
-@dtype_option
-@force_option
-@json_option
+@run_options
 def command(
     name: str,
     model_name: str | None,
@@ -95,7 +92,7 @@ def command(
     target = library.own_path(name, model.key) if write else None
     vector = library.find_or_extract(name, model)
     store = AnswerStore(out) if out else model_store(model)
-    options["amounts"] = _numbers(amounts) if amounts else ()
+    options["amounts"] = number_list(amounts, float, "amounts", "-3,1,3") if amounts else ()
     found = sweep(model, vector, contrast=contrast, store=store, **options)
     if html:
         report.save_html(found, html)
@@ -145,10 +142,3 @@ def _print(found: Sweep) -> None:
         click.echo(f"Largest coherent effect: {best.variant} at {best.amount:+g}{best.unit}.")
     else:
         click.echo("No coherent setting has an effect that chance could not give.")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{text!r} is no list of amounts. Type e.g. -3,1,3.") from None
