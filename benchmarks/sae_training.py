@@ -86,7 +86,8 @@ def _states(options: argparse.Namespace) -> Any:
     if options.states:
         path = Path(options.states)
         rows = path.stat().st_size // (activations.BYTES * model.d_model)
-        return activations.Activations(path, model.d_model, round(0.96 * rows), rows)
+        data = activations.Activations(path, model.d_model, round(0.96 * rows), rows)
+        return data.without_massive()
     order = build.Order(LAYER, tokens=options.tokens)
     folder = cache_dir() / "sae" / f"benchmark-{build.work_folder(model, order).name}"
     return activations.capture(model, build.gather(model, order), LAYER, order.site, folder)
@@ -100,7 +101,8 @@ def _peer(python: str, data: Any, recipe: Any) -> tuple[float, Any]:
         work = {
             "states": str(data.path),
             "width": data.d_model,
-            "n_train": data.n_train,
+            "held_from": data.held_from,
+            "massive": data.massive,
             "n_rows": data.n_rows,
             "features": recipe.features,
             "k": recipe.k,
@@ -126,11 +128,12 @@ def _train_with_sae_lens(work: dict[str, Any]) -> None:
 
     shape = (work["n_rows"], work["width"])
     states = np.memmap(work["states"], np.int16, "r", shape=shape)
+    rows = np.setdiff1d(np.arange(work["held_from"]), work["massive"])
 
     def batches() -> Any:
         epoch = 0
         while True:
-            order = np.random.default_rng([work["seed"], epoch]).permutation(work["n_train"])
+            order = np.random.default_rng([work["seed"], epoch]).permutation(rows)
             for at in range(0, len(order) - work["batch"] + 1, work["batch"]):
                 bits = torch.tensor(states[order[at : at + work["batch"]]])
                 yield bits.view(torch.bfloat16).float()

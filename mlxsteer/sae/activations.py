@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,18 +28,31 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 2048  # positions of one forward pass
 SORTED_TOGETHER = 64  # batches whose windows are sorted by length, to save padding
 HELD_OUT = 0.03  # share of the windows
+MASSIVE = 10.0  # times the median norm
+ROWS_AT_A_TIME = 8192
 BYTES = 2
 STATES, PROGRESS = "states.bf16", "progress.json"
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Rows of states on disk: [n_rows, D] in bfloat16, of which the last are held out."""
+    """Rows of states on disk: [n_rows, D] in bfloat16, held out from row `held_from` on.
+
+    massive: rows that neither training nor scores look at. A few tokens in ten thousand have
+    norms a hundred times the others' (Sun et al. 2024, "Massive activations in large language
+    models") and would be most of the variance.
+    """
 
     path: Path
     d_model: int
-    n_train: int
+    held_from: int
     n_rows: int
+    massive: tuple[int, ...] = ()
+
+    @property
+    def n_train(self) -> int:
+        """Rows to train on."""
+        return len(self._ordinary(0, self.held_from))
 
     def rows(self, indices: np.ndarray) -> mx.array:
         """float32 [n, D] of the rows at `indices` [n]."""
@@ -48,15 +61,33 @@ class Activations:
 
     def train_order(self, seed: int, epoch: int) -> np.ndarray:
         """[n_train] the training rows in the order of an epoch."""
-        return np.random.default_rng([seed, epoch]).permutation(self.n_train)
+        return np.random.default_rng([seed, epoch]).permutation(self._ordinary(0, self.held_from))
 
     def held_out(self) -> np.ndarray:
         """Indices of the held-out rows."""
-        return np.arange(self.n_train, self.n_rows)
+        return self._ordinary(self.held_from, self.n_rows)
 
     def sample(self, count: int, seed: int = 0) -> mx.array:
         """float32 [≤ count, D]: training rows at random."""
         return self.rows(np.sort(self.train_order(seed, 0)[:count]))
+
+    def without_massive(self) -> Activations:
+        """The same rows, those of more than `MASSIVE` times the median norm marked as massive."""
+        norms = np.concatenate(
+            [
+                np.array(
+                    mx.linalg.norm(
+                        self.rows(np.arange(at, min(at + ROWS_AT_A_TIME, self.n_rows))), axis=-1
+                    )
+                )
+                for at in range(0, self.n_rows, ROWS_AT_A_TIME)
+            ]
+        )
+        massive = np.flatnonzero(norms > MASSIVE * np.median(norms))
+        return replace(self, massive=tuple(massive.tolist()))
+
+    def _ordinary(self, start: int, end: int) -> np.ndarray:
+        return np.setdiff1d(np.arange(start, end), np.array(self.massive, np.int64))
 
     def _map(self) -> np.memmap:
         return np.memmap(self.path, np.uint16, "r", shape=(self.n_rows, self.d_model))
@@ -89,8 +120,8 @@ def capture(
     train, _ = split(found)
     batches = in_order(found)
     counts = [sum(window.kept for window in batch) for batch in batches]
-    n_train = sum(window.kept for window in train)
-    result = Activations(folder / STATES, model.d_model, n_train, sum(counts))
+    held_from = sum(window.kept for window in train)
+    result = Activations(folder / STATES, model.d_model, held_from, sum(counts))
     folder.mkdir(parents=True, exist_ok=True)
     done = _begin(result, folder)
     with progress("Reading states", result.n_rows, enabled=show_progress) as advance:
@@ -103,7 +134,7 @@ def capture(
                 file.flush()
                 write_text(folder / PROGRESS, json.dumps({"batches": index + 1}))
                 advance(counts[index])
-    return result
+    return result.without_massive()
 
 
 def read_batch(model: Model, batch: Sequence[Window], layer: int, site: str) -> mx.array:

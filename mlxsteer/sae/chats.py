@@ -1,8 +1,8 @@
 """Chats that the model itself writes: what it is asked, and its sampled answers.
 
 Its own answers are the states that steering will meet. Questions come from the contrast sets
-(with and without their instructions) and from a list of topics. About 180 tokens a second on the
-demo model and two cores, so a few hundred chats go beside a corpus of text.
+(with and without their instructions) and from a list of topics. Writing is much slower than
+reading, so a few hundred chats go beside a corpus of text.
 """
 
 from __future__ import annotations

@@ -30,13 +30,15 @@ Edit = Callable[[mx.array], mx.array]
 @dataclass(frozen=True)
 class Fit:
     """explained_variance: 1 - Σ‖x - x̂‖² / Σ‖x - mean‖². l0: features per state.
-    dead: share of the features that fired on none of `density_rows` training states."""
+    dead: share of the features that fired on none of `density_rows` training states.
+    massive_rows: states left out of training and of these figures (see `Activations`)."""
 
     explained_variance: float
     l0: float
     dead: float
     held_out_rows: int
     density_rows: int
+    massive_rows: int = 0
 
     def row(self) -> dict[str, Any]:
         """The figures for a table or a file."""
@@ -90,6 +92,7 @@ def fit(dictionary: Dictionary, data: Activations) -> tuple[Fit, np.ndarray]:
         dead=float((density == 0).mean()),
         held_out_rows=len(held),
         density_rows=rows,
+        massive_rows=len(data.massive),
     )
     return figures, density
 

@@ -14,6 +14,7 @@ from mlxsteer.errors import ModelError, SaeError, UsageError
 from mlxsteer.model import Model
 from mlxsteer.sae import activations, chats, corpus
 from mlxsteer.sae.corpus import Window
+from tests.sae import synthetic
 
 LAYER = 2
 
@@ -202,3 +203,18 @@ def test_chats_that_were_written_are_not_written_again(
     monkeypatch.setattr(chats, "generate_batch", counted)
     assert chats.write(tiny, 3, tmp_path, show_progress=False) == first
     assert made == [1]
+
+
+def test_massive_states_are_neither_trained_on_nor_scored(tmp_path: Path) -> None:
+    data = synthetic.buffer(tmp_path / "states", rows=1000, held=100)
+    bits = np.memmap(data.path, np.uint16, "r+", shape=(1000, data.d_model))
+    for row in (7, 950):
+        large = 100 * data.rows(np.array([row]))
+        bits[row] = np.array(large.astype(mx.bfloat16).view(mx.uint16))[0]
+    bits.flush()
+    found = data.without_massive()
+    assert found.massive == (7, 950)
+    assert found.n_train == 899
+    assert sorted(found.train_order(0, 0)) == [row for row in range(900) if row != 7]
+    assert 950 not in found.held_out()
+    assert len(found.held_out()) == 99
