@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlxsteer import context_verdict, statistics, trials
+from mlxsteer import context_verdict, statistics
 from mlxsteer.answers import AnswerStore, Kept, model_store
 from mlxsteer.context_extract import KIND, context_tokens, prompt_pairs
 from mlxsteer.context_verdict import Recovered
@@ -25,7 +25,7 @@ from mlxsteer.generation import Sampling
 from mlxsteer.plan import Plan
 from mlxsteer.progress import progress
 from mlxsteer.statistics import Interval
-from mlxsteer.trials import Request
+from mlxsteer.trials import Answering, Request
 from mlxsteer.vector import SteeringVector
 from mlxsteer.verdict import Check
 
@@ -121,8 +121,10 @@ def evaluate_context(
     """
     _check_same(vector, context)
     kept = store if store is not None else model_store(model)
-    run = _Run(model, vector, context, Options(**options), kept, show_progress)
-    return run.evaluation()
+    chosen = Options(**options)
+    sampling = Sampling(max_tokens=chosen.max_tokens)
+    answers = Answering(model, sampling, vector.name, kept, show_progress)
+    return _Run(model, vector, context, chosen, answers).evaluation()
 
 
 def with_evaluation(vector: SteeringVector, found: ContextEvaluation) -> SteeringVector:
@@ -163,8 +165,7 @@ class _Run:
     vector: SteeringVector
     context: ContextSet
     options: Options
-    store: AnswerStore
-    show: bool
+    answers: Answering
 
     def evaluation(self) -> ContextEvaluation:
         doses = [self._plan(s) for s in self.strengths]
@@ -212,21 +213,11 @@ class _Run:
     @cached_property
     def given(self) -> list[Kept]:
         """The answer to every question with the document in the prompt."""
-        return self._answers([Request(full, Plan([])) for full, _ in self.prompts], "document")
+        requests = [Request(full, Plan([])) for full, _ in self.prompts]
+        return self.answers(requests, "document", scored=False)
 
     def _plan(self, strength: float, vector: SteeringVector | None = None) -> Plan:
         return self.model.plan((vector or self.vector, strength))
-
-    def _answers(self, requests: Sequence[Request], label: str) -> list[Kept]:
-        return trials.answer(
-            self.model,
-            requests,
-            Sampling(max_tokens=self.options.max_tokens),
-            label=f"{self.vector.name}: {label}",
-            show_progress=self.show,
-            store=self.store,
-            scored=False,
-        )
 
     def _distances(self, indices: Sequence[int], plans: Sequence[Plan], label: str) -> np.ndarray:
         """[questions, plans]: mean KL per token of the answer given with the document, nats."""
@@ -235,7 +226,8 @@ class _Run:
         end = sorted(self.model.tokenizer.eos_token_ids)[0]
         given = self.given
         found = []
-        with progress(f"{self.vector.name}: {label}", len(indices), enabled=self.show) as advance:
+        shown, title = self.answers.show_progress, f"{self.vector.name}: {label}"
+        with progress(title, len(indices), enabled=shown) as advance:
             for index in indices:
                 answer = given[index].tokens or (end,)
                 kls = kl_from_context(self.model, *self.prompts[index], answer, distinct)
@@ -262,7 +254,7 @@ class _Run:
             return None
         requests = [Request(self.prompts[i][1], plan) for plan in (Plan([]), *doses) for i in asked]
         texts = [self.given[i].text for i in asked]
-        texts += [kept.text for kept in self._answers(requests, "answers")]
+        texts += [kept.text for kept in self.answers(requests, "answers", scored=False)]
         rows = [texts[start : start + len(asked)] for start in range(0, len(texts), len(asked))]
         return np.array(
             [

@@ -24,7 +24,7 @@ from mlxsteer.generation import Sampling
 from mlxsteer.judge import Judge, win_rate
 from mlxsteer.plan import Plan
 from mlxsteer.statistics import Interval
-from mlxsteer.trials import Request
+from mlxsteer.trials import Answering, Request
 from mlxsteer.vector import SteeringVector
 from mlxsteer.verdict import Check, Measured, checks, sentence, verdict
 
@@ -125,7 +125,9 @@ def evaluate(
     contrast = contrast or set_of(vector)
     chosen = Options(**options)
     kept = store if store is not None else model_store(model)
-    return _Run(model, vector, contrast, chosen, kept, show_progress, judge).evaluation()
+    sampling = Sampling(max_tokens=chosen.max_tokens, temp=chosen.temp, seed=chosen.seed)
+    answers = Answering(model, sampling, vector.name, kept, show_progress)
+    return _Run(model, vector, contrast, chosen, ask, judge).evaluation()
 
 
 def set_of(vector: SteeringVector) -> ContrastSet:
@@ -158,8 +160,7 @@ class _Run:
     vector: SteeringVector
     contrast: ContrastSet
     options: Options
-    store: AnswerStore
-    show: bool
+    answers: Answering
     judge: Judge | None = None
 
     def evaluation(self) -> Evaluation:
@@ -193,22 +194,6 @@ class _Run:
     def _plan(self, strength: float, vector: SteeringVector | None = None) -> Plan:
         return self.model.plan((vector or self.vector, strength))
 
-    def _answers(
-        self, requests: Sequence[Request], label: str, *, scored: bool = True
-    ) -> list[Kept]:
-        sampling = Sampling(
-            max_tokens=self.options.max_tokens, temp=self.options.temp, seed=self.options.seed
-        )
-        return trials.answer(
-            self.model,
-            requests,
-            sampling,
-            label=f"{self.vector.name}: {label}",
-            show_progress=self.show,
-            store=self.store,
-            scored=scored,
-        )
-
     def _doses(self) -> dict[float, list[Kept]]:
         """Answers at every strength, 0 among them."""
         usual = SHARES if self.vector.op == "project" else STRENGTHS
@@ -219,7 +204,7 @@ class _Run:
             for s in strengths
             for q, prompt in zip(self.questions, self.prompts, strict=True)
         ]
-        found = self._answers(requests, "doses")
+        found = self.answers(requests, "doses")
         n = len(self.questions)
         return {s: found[i * n : (i + 1) * n] for i, s in enumerate(strengths)}
 
@@ -241,7 +226,7 @@ class _Run:
             return None, None
         plans = (Plan([]), self._plan(strength))
         requests = [Request(prompt, plan, {"asked": True}) for plan in plans for prompt in prompts]
-        found = self._answers(requests, "asking")
+        found = self.answers(requests, "asking")
         return found[: len(prompts)], found[len(prompts) :]
 
     def _random_effects(self, strength: float) -> list[float]:
@@ -252,7 +237,7 @@ class _Run:
         for seed in range(self.options.random):
             plan = self._plan(strength, random_like(self.vector, seed))
             requests += [Request(prompt, plan, {"random": seed}) for prompt in prompts]
-        found = self._answers(requests, "random directions", scored=False)
+        found = self.answers(requests, "random directions", scored=False)
         groups = [found[i : i + count] for i in range(0, len(found), count)]
         return [float(np.nanmean(self._effects(group, groups[0]))) for group in groups[1:]]
 

@@ -21,7 +21,7 @@ from mlxsteer.evaluate import questions_of, set_of
 from mlxsteer.generation import Sampling
 from mlxsteer.plan import Plan
 from mlxsteer.statistics import Interval, mean_interval
-from mlxsteer.trials import Arm, Request
+from mlxsteer.trials import Answering, Arm, Request
 from mlxsteer.variants import Variant, variants
 from mlxsteer.vector import SteeringVector
 
@@ -141,8 +141,9 @@ def sweep(
     )
     if chosen.amounts:
         found = [replace(variant, amounts=chosen.amounts) for variant in found]
-    run = _Run(model, contrast, chosen, store, guard or Guard(), show_progress)
-    return run.sweep(vector, found)
+    sampling = Sampling(max_tokens=chosen.max_tokens, temp=chosen.temp, seed=chosen.seed)
+    answers = Answering(model, sampling, f"Sweeping {vector.name}", store, show_progress)
+    return _Run(model, contrast, chosen, guard or Guard(), answers).sweep(vector, found)
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,8 @@ class _Run:
     model: Model
     contrast: ContrastSet
     options: Options
-    store: AnswerStore | None
     guard: Guard
-    show: bool
+    answers: Answering
 
     def sweep(self, vector: SteeringVector, found: Sequence[Variant]) -> Sweep:
         questions = questions_of(self.contrast, self.options.questions)
@@ -165,7 +165,7 @@ class _Run:
             for name, amount, _, plan in [("unsteered", 0.0, "", Plan([])), *grid]
             for question, prompt in zip(questions, prompts, strict=True)
         ]
-        answers = self._answers(requests, vector.name)
+        answers = self.answers(requests, "doses")
         plain, *steered = _groups(answers, len(prompts))
         return Sweep(
             name=vector.name,
@@ -178,7 +178,7 @@ class _Run:
                 for (name, amount, unit, _), group in zip(grid, steered, strict=True)
             ),
             plain=self._arm(0.0, plain),
-            asking=self._asking(questions, vector.name),
+            asking=self._asking(questions),
             band=tuple(self._band(found, prompts)) if self.options.over == "strength" else (),
             vectors={variant.name: variant.vector for variant in found},
             guard=self.guard,
@@ -192,21 +192,6 @@ class _Run:
             for amount in one.amounts
             if amount
         ]
-
-    def _answers(
-        self, requests: Sequence[Request], label: str, *, scored: bool = True
-    ) -> list[Kept]:
-        chosen = self.options
-        sampling = Sampling(max_tokens=chosen.max_tokens, temp=chosen.temp, seed=chosen.seed)
-        return trials.answer(
-            self.model,
-            requests,
-            sampling,
-            label=f"Sweeping {label}",
-            show_progress=self.show,
-            store=self.store,
-            scored=scored,
-        )
 
     def _arm(self, amount: float, answers: Sequence[Kept]) -> Arm:
         return trials.arm_of(amount, answers, self.contrast.metric)
@@ -227,14 +212,14 @@ class _Run:
             coherent=self.guard.holds(arm, unsteered),
         )
 
-    def _asking(self, questions: Sequence[str], name: str) -> Arm | None:
+    def _asking(self, questions: Sequence[str]) -> Arm | None:
         asked = [self.contrast.asking(question, i) for i, question in enumerate(questions)]
         requests = [
             Request(self.model.render(messages), Plan([]), {"variant": "asking", "question": q})
             for q, messages in zip(questions, asked, strict=True)
             if messages is not None
         ]
-        return self._arm(0.0, self._answers(requests, name)) if requests else None
+        return self._arm(0.0, self.answers(requests, "asking")) if requests else None
 
     def _band(
         self, found: Sequence[Variant], prompts: Sequence[list[int]]
@@ -251,7 +236,7 @@ class _Run:
                 plan = self.model.plan((random_like(variant.vector, seed), amount))
                 notes = {"variant": f"random-{seed}", "amount": amount}
                 requests += [Request(prompt, plan, notes) for prompt in few]
-        answers = self._answers(requests, f"{variant.name} (random directions)", scored=False)
+        answers = self.answers(requests, "random directions", scored=False)
         means = [self._arm(0, group).metric for group in _groups(answers, len(few))]
         points = []
         for amount, group in zip(amounts, _groups(means, self.options.random), strict=True):

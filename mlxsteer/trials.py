@@ -64,6 +64,34 @@ class Request:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How the answers of one measurement are got: all alike, and kept in one store.
+
+    name: of what is measured, for the lines of progress.
+    """
+
+    model: Model
+    sampling: Sampling
+    name: str
+    store: AnswerStore | None
+    show_progress: bool
+
+    def __call__(
+        self, requests: Sequence[Request], label: str, *, scored: bool = True
+    ) -> list[Kept]:
+        """As `answer`."""
+        return answer(
+            self.model,
+            requests,
+            self.sampling,
+            label=f"{self.name}: {label}",
+            show_progress=self.show_progress,
+            store=self.store,
+            scored=scored,
+        )
+
+
 def run(
     model: Model,
     questions: Sequence[str],
