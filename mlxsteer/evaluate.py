@@ -127,7 +127,7 @@ def evaluate(
     kept = store if store is not None else model_store(model)
     sampling = Sampling(max_tokens=chosen.max_tokens, temp=chosen.temp, seed=chosen.seed)
     answers = Answering(model, sampling, vector.name, kept, show_progress)
-    return _Run(model, vector, contrast, chosen, ask, judge).evaluation()
+    return _Run(model, vector, contrast, chosen, answers, judge).evaluation()
 
 
 def set_of(vector: SteeringVector) -> ContrastSet:
