@@ -11,22 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlxsteer.models.deepseek_v4.cache import (
-        DeepseekV4Cache,
-        cache_bytes,
-        restore,
-        snapshot,
-    )
+    from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
     from mlxsteer.models.deepseek_v4.config import ModelArgs
+    from mlxsteer.models.deepseek_v4.footprint import cache_bytes
     from mlxsteer.models.deepseek_v4.model import Model
+    from mlxsteer.models.deepseek_v4.snapshots import restore, snapshot
 
 _HOMES = {
     "DeepseekV4Cache": "cache",
     "Model": "model",
     "ModelArgs": "config",
-    "cache_bytes": "cache",
-    "restore": "cache",
-    "snapshot": "cache",
+    "cache_bytes": "footprint",
+    "restore": "snapshots",
+    "snapshot": "snapshots",
 }
 
 __all__ = [

@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.mla import MultiLinear
 
-from mlxsteer.models.deepseek_v4 import kernels
+from mlxsteer.models.deepseek_v4 import kernels, row_kernels, selection_kernels
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, WINDOW_ONLY, ModelArgs
@@ -38,6 +38,18 @@ class Rows(NamedTuple):
 
     rows: mx.array
     mask: mx.array | None = None
+
+
+class Projected(NamedTuple):
+    """What a layer made of its new tokens.
+
+    qr [B, T, q_lora_rank] normed; kv [B, T, d] rows for the ring; weights [B, T, h] of the
+    index heads, where the layer has an indexer.
+    """
+
+    qr: mx.array
+    kv: mx.array
+    weights: mx.array | None
 
 
 def _dots(q: mx.array, rows: mx.array) -> mx.array:
@@ -149,11 +161,10 @@ class Attention(nn.Module):
         """x [B, T, D], normed -> [B, T, D]. Stores the tokens in `cache`."""
         cache.begin(span)
         qr, kv = self._inner.split(self._inner(x))
-        qr = self.q_norm(qr)
         kv = self._row(kv, self.kv_norm, span)
         weights = self._compress(x, cache, span) if self._ratio else None
         run = self._decode if span.is_step else self._prefill
-        out = run(qr, weights, kv, cache, span)
+        out = run(Projected(self.q_norm(qr), kv, weights), cache, span)
         cache.advance(span)
         return summed(out.astype(x.dtype), self._group)
 
@@ -226,22 +237,13 @@ class Attention(nn.Module):
 
     # -- one token per row ------------------------------------------------------------------
 
-    def _decode(
-        self,
-        qr: mx.array,
-        weights: mx.array | None,
-        kv: mx.array,
-        cache: DeepseekV4Cache,
-        span: Span,
-    ) -> mx.array:
-        cache.write_ring(span, kv)
-        q = self._queries(qr, span.offset)
-        o = attend(q, [self._decode_rows(qr, weights, cache, span)], self.attn_sink)
-        return self._output(o, span.offset, qr.dtype)
+    def _decode(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> mx.array:
+        cache.write_ring(span, new.kv)
+        q = self._queries(new.qr, span.offset)
+        o = attend(q, [self._decode_rows(new, cache, span)], self.attn_sink)
+        return self._output(o, span.offset, new.qr.dtype)
 
-    def _decode_rows(
-        self, qr: mx.array, weights: mx.array | None, cache: DeepseekV4Cache, span: Span
-    ) -> Rows:
+    def _decode_rows(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> Rows:
         """The ring and the chosen compressed rows, of one buffer."""
         assert cache.kv is not None
         W, m, k = self._args.sliding_window, self._ratio, self._args.index_topk
@@ -249,9 +251,9 @@ class Attention(nn.Module):
         if m != SPARSE or k >= R:
             return Rows(cache.kv[:, : W + R], self._decode_mask(span, counting(W + R)[None, None]))
         assert cache.keys is not None
-        assert weights is not None
+        assert new.weights is not None
         seen = None if span.aligned else span.visible_counts(m, 0, 1)
-        best = self.indexer.select(qr, weights, cache.keys[:, :R], span.offset, seen)
+        best = self.indexer.select(new.qr, new.weights, cache.keys[:, :R], span.offset, seen)
         mask = None
         if not span.aligned or span.ends[0] < W:
             ring = mx.broadcast_to(counting(W), (span.B, 1, W))
@@ -268,21 +270,15 @@ class Attention(nn.Module):
 
     # -- many tokens ------------------------------------------------------------------------
 
-    def _prefill(
-        self,
-        qr: mx.array,
-        weights: mx.array | None,
-        kv: mx.array,
-        cache: DeepseekV4Cache,
-        span: Span,
-    ) -> mx.array:
-        near = mx.concatenate([cache.ring_in_order(span), kv], axis=1)
+    def _prefill(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> mx.array:
+        near = mx.concatenate([cache.ring_in_order(span), new.kv], axis=1)
         tiles: list[mx.array] = []
         i0 = 0
         while i0 < span.T:
             i1 = self._tile_end(span, i0)
-            after = mx.depends(qr, tiles[-1]) if tiles else qr  # one tile in memory at a time
-            tiles.append(self._tile(after, weights, near, cache, span, i0, i1))
+            if tiles:  # one tile in memory at a time
+                new = new._replace(qr=mx.depends(new.qr, tiles[-1]))
+            tiles.append(self._tile(new, near, cache, span, i0, i1))
             i0 = i1
         cache.set_ring(pick(near, span.ring_sources(self._args.sliding_window)))
         return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=1)
@@ -303,8 +299,7 @@ class Attention(nn.Module):
 
     def _tile(
         self,
-        qr: mx.array,
-        weights: mx.array | None,
+        new: Projected,
         near: mx.array,
         cache: DeepseekV4Cache,
         span: Span,
@@ -319,20 +314,12 @@ class Attention(nn.Module):
             mask = mask & unwritten
         parts = [Rows(near[:, i0 + 1 : i1 + W], mask)]
         if self._ratio and span.visible(self._ratio, i1 - 1):
-            parts.append(self._far(qr, weights, cache, span, i0, i1))
+            parts.append(self._far(new, cache, span, i0, i1))
         offset = span.shifted(i0)
-        o = attend(self._queries(qr[:, i0:i1], offset), parts, self.attn_sink)
-        return self._output(o, offset, qr.dtype)
+        o = attend(self._queries(new.qr[:, i0:i1], offset), parts, self.attn_sink)
+        return self._output(o, offset, new.qr.dtype)
 
-    def _far(
-        self,
-        qr: mx.array,
-        weights: mx.array | None,
-        cache: DeepseekV4Cache,
-        span: Span,
-        i0: int,
-        i1: int,
-    ) -> Rows:
+    def _far(self, new: Projected, cache: DeepseekV4Cache, span: Span, i0: int, i1: int) -> Rows:
         """The compressed rows for tokens i0..i1: all that are visible, or each token's best."""
         assert cache.kv is not None
         W, R = self._args.sliding_window, span.visible(self._ratio, i1 - 1)
@@ -341,9 +328,9 @@ class Attention(nn.Module):
         if not self._is_sparse(span, i1 - 1):
             return Rows(rows, counting(R) < seen[..., None])
         assert cache.keys is not None
-        assert weights is not None
+        assert new.weights is not None
         best = self.indexer.select(
-            qr[:, i0:i1], weights[:, i0:i1], cache.keys[:, :R], span.shifted(i0), seen
+            new.qr[:, i0:i1], new.weights[:, i0:i1], cache.keys[:, :R], span.shifted(i0), seen
         )
         chosen = pick_rows(rows, mx.flatten(best, 1, 2))
         return Rows(mx.unflatten(chosen, 1, best.shape[1:]), best < seen[..., None])
@@ -361,7 +348,7 @@ def _sample_rows() -> tuple[Any, ...]:
     return kv, mx.array([[3, 0, 7], [1, 2, 9]], dtype=mx.uint32), 8
 
 
-@kernels.twin(kernels.chosen_rows, _sample_rows)
+@kernels.twin(selection_kernels.chosen_rows, _sample_rows)
 def chosen_rows(kv: mx.array, best: mx.array, W: int) -> mx.array:
     """The ring and the rows `best` [B, k] of a buffer kv [B, W + R, d] -> [B, W + k, d] float32."""
     ring = mx.broadcast_to(counting(W), (kv.shape[0], W))
@@ -377,7 +364,7 @@ def _sample_row() -> tuple[Any, ...]:
     return y, weight, rope, mx.array([5, 900]), mx.float32, (64, True, 1e-6)
 
 
-@kernels.twin(kernels.kv_row, _sample_row)
+@kernels.twin(row_kernels.kv_row, _sample_row)
 def finished_row(
     y: mx.array,
     weight: mx.array,

@@ -2,14 +2,13 @@
 
 Window ring and compressed rows of a layer stand in one buffer, so that a decode step attends
 to a slice of it without copying. Every row of a batch has its own position. A cache cannot be
-rewound (ring rows are overwritten, gates are folded into rows): take a `snapshot` to go back.
+rewound (ring rows are overwritten, gates are folded into rows): see `snapshots` to go back.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,6 +17,7 @@ from mlx_lm.models.cache import _BaseCache
 
 from mlxsteer.errors import ModelError
 from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
+from mlxsteer.models.deepseek_v4.open_window import OpenWindow
 from mlxsteer.models.deepseek_v4.positions import Span, pick
 
 STATE_VERSION = "deepseek_v4 cache 1"
@@ -39,46 +39,6 @@ def layer_shape(args: ModelArgs, layer: int) -> CacheShape:
     return CacheShape(
         m, args.sliding_window, args.head_dim, args.index_head_dim if m == SPARSE else 0
     )
-
-
-class OpenWindow:
-    """The tokens that have not filled a window yet, as a compressor projected them (float32).
-
-    pending [B, m, 2, C]: kv and gate (with `ape`) at slot position mod m.
-    previous [B, m, 2, c]: where windows overlap, the half that the last full window leaves for
-    the next row. Gates of -inf stand for "nothing there".
-    """
-
-    __slots__ = ("pending", "previous")
-
-    def __init__(self, pending: mx.array, previous: mx.array | None):
-        self.pending, self.previous = pending, previous
-
-    @classmethod
-    def empty(cls, B: int, m: int, width: int) -> OpenWindow:
-        """Before the first token. `width`: of the rows that the compressor makes."""
-        if m != SPARSE:
-            return cls(mx.zeros((B, m, 2, width)), None)
-        previous = mx.stack([mx.zeros((B, m, width)), mx.full((B, m, width), -mx.inf)], axis=2)
-        return cls(mx.zeros((B, m, 2, 2 * width)), previous)
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [self.pending] if self.previous is None else [self.pending, self.previous]
-
-    def picked(self, rows: Any) -> OpenWindow:
-        """Only the given batch rows."""
-        previous = None if self.previous is None else self.previous[rows]
-        return OpenWindow(self.pending[rows], previous)
-
-    @classmethod
-    def joined(cls, parts: Sequence[OpenWindow]) -> OpenWindow:
-        """Batch rows of several, one after the other."""
-        previous = [p.previous for p in parts if p.previous is not None]
-        return cls(
-            mx.concatenate([p.pending for p in parts]),
-            mx.concatenate(previous) if previous else None,
-        )
 
 
 class DeepseekV4Cache(_BaseCache):
@@ -276,10 +236,19 @@ class DeepseekV4Cache(_BaseCache):
         """Padding has ended. It never entered the state, so there is nothing to undo."""
         self._left = None
 
+    def copied(self) -> DeepseekV4Cache:
+        """A copy with array objects of its own, so that in-place writes to this one miss it."""
+        kept = copy.copy(self)
+        kept.positions = list(self.positions)
+        kept.kv, kept.keys = _same(self.kv), _same(self.keys)
+        kept.open = None if self.open is None else self.open.copied()
+        kept.open_keys = None if self.open_keys is None else self.open_keys.copied()
+        return kept
+
     @classmethod
     def merge(cls, caches: Sequence[DeepseekV4Cache]) -> DeepseekV4Cache:
         """One cache with the rows of all, each at its own position."""
-        merged = _frozen(caches[0])
+        merged = caches[0].copied()
         merged.positions = merged.positions or [0]
         merged._left = None
         for cache in caches[1:]:
@@ -370,69 +339,5 @@ def _checked(state: Sequence[Any]) -> Sequence[Any]:
     return state
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a whole cache at one moment."""
-
-    layers: tuple[DeepseekV4Cache, ...]
-
-
-def snapshot(cache: Sequence[DeepseekV4Cache]) -> Snapshot:
-    """Remember where `cache` stands. Copies no array: MLX copies when one is next written."""
-    return Snapshot(tuple(_frozen(c) for c in cache))
-
-
-def restore(cache: Sequence[DeepseekV4Cache], snap: Snapshot) -> None:
-    """Put `cache` back, in place, to where it stood. A snapshot can be restored many times."""
-    if len(cache) != len(snap.layers):
-        raise ModelError(
-            f"The snapshot has {len(snap.layers)} layers and the cache {len(cache)}: they belong"
-            " to different models."
-        )
-    for live, kept in zip(cache, snap.layers, strict=True):
-        live.__dict__.update(_frozen(kept).__dict__)
-
-
-def _frozen(cache: DeepseekV4Cache) -> DeepseekV4Cache:
-    """A copy with array objects of its own, so that in-place writes to `cache` miss it."""
-    kept = copy.copy(cache)
-    kept.positions = list(cache.positions)
-    kept.kv = _same(cache.kv)
-    kept.keys = _same(cache.keys)
-    for name in ("open", "open_keys"):
-        window = getattr(cache, name)
-        if window is not None:
-            setattr(kept, name, OpenWindow(mx.array(window.pending), _same(window.previous)))
-    return kept
-
-
 def _same(x: mx.array | None) -> mx.array | None:
     return None if x is None else mx.array(x)
-
-
-@dataclass(frozen=True)
-class CacheBytes:
-    """Bytes of one sequence's state that are in use."""
-
-    window: int
-    rows: int
-    index_keys: int
-    open_windows: int
-
-    @property
-    def total(self) -> int:
-        return self.window + self.rows + self.index_keys + self.open_windows
-
-
-def cache_bytes(args: ModelArgs, T: int, itemsize: int = 2) -> CacheBytes:
-    """The state after T tokens, `itemsize` bytes per element (open windows are float32)."""
-    shapes = [layer_shape(args, layer) for layer in range(args.num_hidden_layers)]
-    rows = sum(T // s.ratio * s.width for s in shapes if s.ratio)
-    keys = sum(T // s.ratio * s.index_width for s in shapes if s.index_width)
-    window = sum(s.window * s.width for s in shapes)
-    # per slot: kv and gate; CSA: both halves pending and one half kept
-    open_ = sum(
-        s.ratio * 2 * (3 * (s.width + s.index_width) if s.ratio == SPARSE else s.width)
-        for s in shapes
-    )
-    return CacheBytes(window * itemsize, rows * itemsize, keys * itemsize, open_ * 4)

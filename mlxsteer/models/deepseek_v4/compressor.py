@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxsteer.models.deepseek_v4 import kernels
-from mlxsteer.models.deepseek_v4.cache import OpenWindow
+from mlxsteer.models.deepseek_v4 import kernels, row_kernels
 from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
+from mlxsteer.models.deepseek_v4.open_window import OpenWindow
 from mlxsteer.models.deepseek_v4.positions import Span, pick
 
 
@@ -24,7 +24,7 @@ def _sample() -> tuple[Any, ...]:
     return (slots,)
 
 
-@kernels.twin(kernels.pool, _sample)
+@kernels.twin(row_kernels.pool, _sample)
 def pool(slots: mx.array) -> mx.array:
     """Gate-weighted sum over the slots of each window, per channel.
 

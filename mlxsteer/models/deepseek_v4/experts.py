@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxsteer.models.deepseek_v4 import kernels
+from mlxsteer.models.deepseek_v4 import kernels, selection_kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused, library, on_host, sigmoid
 from mlxsteer.models.deepseek_v4.sharding import summed
@@ -53,7 +53,7 @@ def _sample() -> tuple[Any, ...]:
     return mx.sort(logits, axis=-1), mx.sort(logits, axis=-1), 1
 
 
-@kernels.twin(kernels.top_experts, _sample)
+@kernels.twin(selection_kernels.top_experts, _sample)
 def top_experts(biased: mx.array, logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """The k experts of largest biased affinity, in any order: [N, k], and their weights."""
     E = biased.shape[-1]

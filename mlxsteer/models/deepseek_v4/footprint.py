@@ -1,4 +1,4 @@
-"""How large the arrays of a forward pass get, by shape arithmetic alone (spec D).
+"""How large the arrays of a forward pass and the cache get, by shape arithmetic alone (spec D).
 
 Attention goes tile by tile, so what it needs for a chunk of L tokens grows with the context
 only through the rows that are read once per tile, never through L times context.
@@ -6,7 +6,10 @@ only through the rows that are read once per tile, never through L times context
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mlxsteer.models.deepseek_v4.attention import tile_size
+from mlxsteer.models.deepseek_v4.cache import layer_shape
 from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, ModelArgs
 from mlxsteer.models.deepseek_v4.indexer import SCORE_BLOCK
 
@@ -53,3 +56,31 @@ def intermediates(args: ModelArgs, L: int, T: int) -> dict[str, int]:
 def largest_intermediate(args: ModelArgs, L: int, T: int) -> tuple[str, int]:
     """The largest of `intermediates`: its name and bytes."""
     return max(intermediates(args, L, T).items(), key=lambda item: item[1])
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes of one sequence's state that are in use."""
+
+    window: int
+    rows: int
+    index_keys: int
+    open_windows: int
+
+    @property
+    def total(self) -> int:
+        return self.window + self.rows + self.index_keys + self.open_windows
+
+
+def cache_bytes(args: ModelArgs, T: int, itemsize: int = 2) -> CacheBytes:
+    """The state after T tokens, `itemsize` bytes per element (open windows are float32)."""
+    shapes = [layer_shape(args, layer) for layer in range(args.num_hidden_layers)]
+    rows = sum(T // s.ratio * s.width for s in shapes if s.ratio)
+    keys = sum(T // s.ratio * s.index_width for s in shapes if s.index_width)
+    window = sum(s.window * s.width for s in shapes)
+    # per slot: kv and gate; CSA: both halves pending and one half kept
+    open_ = sum(
+        s.ratio * 2 * (3 * (s.width + s.index_width) if s.ratio == SPARSE else s.width)
+        for s in shapes
+    )
+    return CacheBytes(window * itemsize, rows * itemsize, keys * itemsize, open_ * 4)

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxsteer.models.deepseek_v4 import kernels
+from mlxsteer.models.deepseek_v4 import hyper_kernels, kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import Switch, fused, library, on_host, sigmoid, softmax
 
@@ -110,7 +110,7 @@ def _sample() -> tuple[Any, ...]:
     return X, fn, scale, base, mx.float32, (20, 1e-6, 1e-6)
 
 
-@kernels.twin(kernels.hyper_front, _sample)
+@kernels.twin(hyper_kernels.hyper_front, _sample)
 def front(
     X: mx.array,
     fn: mx.array,

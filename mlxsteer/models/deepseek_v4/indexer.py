@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxsteer.models.deepseek_v4 import kernels
+from mlxsteer.models.deepseek_v4 import kernels, selection_kernels
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import SPARSE, ModelArgs
 from mlxsteer.models.deepseek_v4.fusing import counting
@@ -35,7 +35,7 @@ def _sample() -> tuple[Any, ...]:
     return dots, mx.random.normal((2, 8), key=mx.random.key(6))
 
 
-@kernels.twin(kernels.combine, _sample)
+@kernels.twin(selection_kernels.combine, _sample)
 def combined(dots: mx.array, weights: mx.array) -> mx.array:
     """`sum_h w_h relu(dots_h)` for one query per row: dots [B, h, R], weights [B, h] -> [B, R]."""
     positive = mx.maximum(dots, 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxsteer.models.deepseek_v4 import kernels
+from mlxsteer.models.deepseek_v4 import kernels, row_kernels
 from mlxsteer.models.deepseek_v4.config import INDEX_ROUNDING_BLOCK, KV_ROUNDING_BLOCK
 from mlxsteer.models.deepseek_v4.fusing import counting, fused
 
@@ -63,7 +63,7 @@ def _sample() -> tuple[Any, ...]:
     return mx.random.normal((3, 64), key=mx.random.key(4)), mx.float32
 
 
-@kernels.twin(kernels.round_e2m1, _sample)
+@kernels.twin(row_kernels.round_e2m1, _sample)
 def round_e2m1(x: mx.array, dtype: mx.Dtype) -> mx.array:
     """`to_e2m1` per 32 of the last axis. x float32."""
     return mx.flatten(to_e2m1(*_blocks(x, INDEX_ROUNDING_BLOCK)), -2, -1).astype(dtype)
