@@ -43,6 +43,8 @@ def steered_kl(
 def _compared(
     model: Model, batch: Sequence[tuple[list[int], list[int]]], plan: Plan
 ) -> list[np.ndarray]:
+    if not any(answer for _, answer in batch):
+        return [np.zeros(0, np.float32) for _ in batch]
     longest = max(len(prompt) + len(answer) for prompt, answer in batch)
     padded = mx.array([p + a + [0] * (longest - len(p) - len(a)) for p, a in batch])[:, :-1]
     start = min(len(prompt) for prompt, _ in batch) - 1

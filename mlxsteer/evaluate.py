@@ -239,7 +239,7 @@ class _Run:
             requests += [Request(prompt, plan, {"random": seed}) for prompt in prompts]
         found = self.answers(requests, "random directions", scored=False)
         groups = [found[i : i + count] for i in range(0, len(found), count)]
-        return [float(np.nanmean(self._effects(group, groups[0]))) for group in groups[1:]]
+        return [statistics.mean_known(self._effects(group, groups[0])) for group in groups[1:]]
 
     # --- figures -------------------------------------------------------------------------
 
@@ -267,13 +267,13 @@ class _Run:
     ) -> Measured:
         plain, steered = doses[0.0], doses[strength]
         effects = self._effects(steered, plain)
-        means = {s: float(np.nanmean(self._values(answers))) for s, answers in doses.items()}
+        means = {s: statistics.mean_known(self._values(answers)) for s, answers in doses.items()}
         shared = self._shared_effect(steered, plain)
         plan = self._plan(strength)
         return Measured(
             strength=strength,
             effect=statistics.mean_interval(effects),
-            wrong_way=float(np.mean(effects < 0)),
+            wrong_way=statistics.mean_known(np.where(np.isnan(effects), np.nan, effects < 0)),
             slope=statistics.slope(list(means), list(means.values())),
             spearman=statistics.spearman(list(means), list(means.values())),
             percentile=statistics.share_below(shared, randoms) if randoms else None,
@@ -308,21 +308,20 @@ class _Run:
     def _shared_effect(self, steered: Sequence[Kept], plain: Sequence[Kept]) -> float:
         """The vector's mean effect on the questions that the random directions answered."""
         count = self.options.random_questions
-        return float(np.nanmean(self._effects(steered[:count], plain[:count])))
+        return statistics.mean_known(self._effects(steered[:count], plain[:count]))
 
     def _coherence(
         self, steered: Sequence[Kept], plain: Sequence[Kept], plan: Plan
     ) -> dict[str, Any]:
         one, other = (trials.arm_of(0, kept, self.contrast.metric) for kept in (steered, plain))
         count = self.options.random_questions
-        shifts = steered_kl(
-            self.model, self.prompts[:count], [kept.tokens for kept in steered[:count]], plan
-        )
+        tokens = [kept.tokens for kept in steered[:count]]
+        shifts = np.concatenate(steered_kl(self.model, self.prompts[:count], tokens, plan))
         return {
             "perplexity_ratio": one.perplexity / other.perplexity,
             "distinct2_ratio": one.distinct2 / other.distinct2,
             "longest_repeat": _mean_repeat(steered) - _mean_repeat(plain),
-            "kl95": float(np.quantile(np.concatenate(shifts), 0.95)) if shifts else float("nan"),
+            "kl95": float(np.quantile(shifts, 0.95)) if len(shifts) else float("nan"),
         }
 
     def _rows(

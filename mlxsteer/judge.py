@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from mlxsteer.errors import MlxsteerError, UsageError
+from mlxsteer.statistics import mean_known
 
 SCALE = range(1, 8)  # of a rating
 
@@ -112,12 +113,12 @@ def win_rate(
     for (i, flipped), reply in zip(asked, replies, strict=True):
         found[i].append(-reply if flipped else reply)
     same = [a == b for a, b in zip(answers_a, answers_b, strict=True)]
-    preferences = [0.0 if tie else _mean(found[i]) for i, tie in enumerate(same)]
+    preferences = [0.0 if tie else mean_known(found[i]) for i, tie in enumerate(same)]
     wins = [(np.sign(one) + 1) / 2 for one in preferences if np.isfinite(one)]
     return WinRate(
         preferences=tuple(preferences),
         win_rate=float(np.mean(wins)),
-        position_bias=_mean(replies) if replies else 0.0,
+        position_bias=mean_known(replies) if replies else 0.0,
         unread=sum(not np.isfinite(reply) for reply in replies),
     )
 
@@ -144,8 +145,3 @@ def _asked(
 
 def _orders(draw: random.Random, both: bool) -> tuple[bool, ...]:
     return (False, True) if both else (draw.random() < 0.5,)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")

@@ -23,6 +23,13 @@ class Interval:
         return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
 
 
+def mean_known(values: Sequence[float] | np.ndarray) -> float:
+    """The mean of the finite `values`; nan when none is."""
+    array = np.asarray(values, np.float64)
+    known = array[np.isfinite(array)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
 def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
     """The mean of the finite `values` with its percentile bootstrap interval; nan when none is.
 
@@ -58,26 +65,42 @@ def ratio_interval(
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation, ties at their mean rank; 0 when either does not vary."""
-    ranks = [_ranks(np.asarray(values, np.float64)) for values in (x, y)]
+    """Spearman's rank correlation, ties at their mean rank; 0 when either does not vary.
+
+    Pairs with a value that was not measured (nan) are left out.
+    """
+    ranks = [_ranks(values) for values in _measured(x, y)]
+    if not len(ranks[0]):
+        return 0.0
     centred = [rank - rank.mean() for rank in ranks]
     scale = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
     return float(centred[0] @ centred[1]) / scale if scale else 0.0
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Least-squares slope of y on x; 0 when x does not vary."""
-    centred = np.asarray(x, np.float64) - np.mean(x)
+    """Least-squares slope of y on x over the measured pairs; 0 when x does not vary."""
+    known, values = _measured(x, y)
+    centred = known - mean_known(known)
     spread = float(centred @ centred)
-    return float(centred @ np.asarray(y, np.float64)) / spread if spread else 0.0
+    return float(centred @ values) / spread if spread else 0.0
 
 
 def share_below(value: float, others: Sequence[float]) -> float:
-    """Share of `others` that `value` exceeds, ties counting half; nan without others."""
-    if not len(others):
-        return float("nan")
+    """Share of the finite `others` that `value` exceeds, ties counting half.
+
+    nan without others, or where the value itself was not measured.
+    """
     array = np.asarray(others, np.float64)
+    array = array[np.isfinite(array)]
+    if not len(array) or not np.isfinite(value):
+        return float("nan")
     return float(np.mean(array < value) + 0.5 * np.mean(array == value))
+
+
+def _measured(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """float64 [2, N]: the pairs of which both values are finite."""
+    pairs = np.array([x, y], np.float64)
+    return pairs[:, np.isfinite(pairs).all(axis=0)]
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from mlxsteer.generation import MAX_BATCH_ROWS, Sampling, generate_batch
 from mlxsteer.measure import log_likelihoods
 from mlxsteer.plan import Plan
 from mlxsteer.progress import progress
+from mlxsteer.statistics import mean_known
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
@@ -188,7 +189,7 @@ def arm_of(amount: float, answers: Sequence[Kept], metric: Metric) -> Arm:
     losses = [a.loss for a in answers if a.loss is not None and np.isfinite(a.loss)]
     return Arm(
         amount=amount,
-        metric=float(np.nanmean(values)) if np.isfinite(values).any() else float("nan"),
+        metric=mean_known(values),
         words=float(np.mean([len(metrics.words(text)) for text in texts])),
         ended=float(np.mean([answer.ended for answer in answers])),
         distinct2=metrics.distinct(texts, 2),

@@ -22,6 +22,7 @@ from mlxsteer.controls import random_like
 from mlxsteer.divergence import steered_kl
 from mlxsteer.errors import UsageError
 from mlxsteer.evaluate import Options, evaluate, questions_of, set_of, with_evaluation
+from mlxsteer.generation import Answer
 from mlxsteer.model import Model
 from mlxsteer.plan import Plan
 from mlxsteer.vector import Calibration, SteeringVector
@@ -262,3 +263,22 @@ def test_the_command_without_a_known_set_says_what_to_type(folder, tiny):
     result = CliRunner().invoke(main, ["evaluate", "word", "--model", str(folder)])
     assert result.exit_code == 2
     assert "--set terse" in result.stderr
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_answers_without_words_are_not_judged_and_break_nothing(tiny, tmp_path, monkeypatch):
+    def silent(model, prompts, plans, *rest, **options):
+        return [Answer([], "", "stop") for _ in prompts]
+
+    monkeypatch.setattr("mlxsteer.trials.generate_batch", silent)
+    contrast = replace(trait(), metric=Metric("word_length", "up"))
+    store = AnswerStore(tmp_path / "silent.jsonl")
+    made = evaluate(
+        tiny, towards(tiny), contrast=contrast, questions=2, random=2, random_questions=2,
+        show_progress=False, store=store,
+    )  # fmt: skip
+    assert made.verdict == FAILS
+    passed = {check.name.split(",")[0].split(" (")[0]: check.passed for check in made.checks}
+    assert passed["effect"] is False
+    for name in ("moved the wrong way", "KL per token", "perplexity ratio"):
+        assert passed[name] is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxsteer.statistics import mean_interval, share_below, slope, spearman
+from mlxsteer.statistics import mean_interval, mean_known, share_below, slope, spearman
 
 
 def test_the_interval_of_a_normal_sample_is_about_two_standard_errors():
@@ -47,3 +47,19 @@ def test_slope_is_that_of_the_least_squares_line():
 def test_a_tie_counts_half():
     assert share_below(2, [1, 2, 3, 4]) == pytest.approx(1.5 / 4)
     assert np.isnan(share_below(2, []))
+
+
+def test_what_was_not_measured_has_no_rank():
+    nan = float("nan")
+    assert spearman([1, 2, 3, 4], [3, 2, 1, nan]) == pytest.approx(-1)
+    assert slope([1, 2, 3, 4], [3, 2, 1, nan]) == pytest.approx(-1)
+    assert spearman([1, 2], [nan, nan]) == slope([1, 2], [nan, nan]) == 0
+    assert share_below(2, [1, nan]) == 1
+    assert np.isnan(share_below(nan, [1, 2]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_mean_of_nothing_is_nan_without_a_warning():
+    assert np.isnan(mean_known([float("nan")]))
+    assert np.isnan(mean_known([]))
+    assert mean_known([1.0, float("nan"), 3.0]) == 2
