@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,7 +46,8 @@ class AnswerStore:
         self.path = path
         self._kept: dict[str, Kept] = {}
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            # Not splitlines: an answer may hold U+2028 or U+0085, which JSON leaves as they are.
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return
         except OSError as error:
@@ -68,7 +70,7 @@ class AnswerStore:
             lines.append(json.dumps(_written(kept), ensure_ascii=False))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+            whole = _ends_with_a_line(self.path)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(("" if whole else "\n") + "".join(f"{line}\n" for line in lines))
         except OSError as error:
@@ -103,6 +105,17 @@ def _written(kept: Kept) -> dict[str, Any]:
     if kept.loss != kept.loss:
         line["loss"] = "nan"  # strict JSON has no NaN
     return line
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    """Whether what is added begins a line: the file is not there, empty, or was not cut."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+            return file.read(1) in (b"", b"\n")
+    except FileNotFoundError:
+        return True
 
 
 def _parsed(line: str) -> Kept | None:

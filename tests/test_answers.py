@@ -44,6 +44,15 @@ def test_what_was_kept_is_read_back(tmp_path: Path):
     assert "NaN" not in "".join(lines)
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085"])
+def test_an_answer_with_a_unicode_line_end_is_one_line(tmp_path: Path, mark: str):
+    path = tmp_path / "answers.jsonl"
+    AnswerStore(path).add([Kept("a", f"one{mark}two", (1,), True, 0.5)])
+    kept = AnswerStore(path).get("a")
+    assert kept is not None
+    assert kept.text == f"one{mark}two"
+
+
 def test_a_line_cut_by_a_crash_is_absent_and_the_next_one_is_whole(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     AnswerStore(path).add([ANSWER])
