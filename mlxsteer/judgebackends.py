@@ -41,6 +41,8 @@ TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 def open_judge(where: str, name: str | None, model: Model) -> Judge:
     """`local` is `model` itself; a URL is an endpoint, whose model is `name`."""
     if where == "local":
+        if name:
+            raise UsageError("A local judge is the model itself. Leave out --judge-model.")
         return LocalJudge(model)
     if not name:
         raise UsageError("An endpoint serves several models. Say which: --judge-model NAME.")
@@ -203,12 +205,20 @@ class EndpointJudge:
 
 
 def _choice(reply: str) -> float:
-    found = re.findall(r"\b(A|B|TIE)\b", reply.upper())
-    if "TIE" in found:
+    """1 for A, -1 for B, 0 for a tie, else nan. A small a within a sentence is an article."""
+    said = _conclusion(reply)
+    alone = said.strip(" .*\"'()").upper()
+    found = [alone] if alone in ("A", "B") else re.findall(r"\b(A|B)\b", said)
+    if re.search(r"\btie\b", said, re.IGNORECASE):
         return 0.0
     return {"A": 1.0, "B": -1.0}[found[0]] if len(set(found)) == 1 else math.nan
 
 
+def _conclusion(reply: str) -> str:
+    """What follows the thoughts, where a model writes them into its reply."""
+    return reply.rpartition("</think>")[2]
+
+
 def _digit(reply: str) -> float:
-    found = re.search(r"(?<![\d.])[1-7](?![\d.]*\d)", reply)
+    found = re.search(r"(?<![\d.])[1-7](?![\d.]*\d)", _conclusion(reply))
     return float(found[0]) if found else math.nan

@@ -229,6 +229,21 @@ def test_a_reply_that_names_no_answer_is_nan(serve: Callable[..., StandIn], repl
     assert math.isnan(EndpointJudge(serve(reply).url, "wise").compare([ONE])[0])
 
 
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("Answer B is a better example.", -1),  # the article is no vote
+        ("<think>A or B? A ties with it.</think>\nB", -1),
+        ("a", 1),
+        ("It is a tie.", 0),
+    ],
+)
+def test_articles_and_thoughts_are_no_votes(
+    serve: Callable[..., StandIn], reply: str, expected: float
+) -> None:
+    assert EndpointJudge(serve(reply).url, "wise").compare([ONE]) == [expected]
+
+
 @pytest.mark.parametrize(("reply", "expected"), [("5", 5), ("6/7", 6), ("Rating: 2.", 2)])
 def test_ratings_are_digits(serve: Callable[..., StandIn], reply: str, expected: float) -> None:
     assert EndpointJudge(serve(reply).url, "w").rate([Rating("q", "a", "t")]) == [expected]

@@ -107,6 +107,8 @@ def command(
     context = _context(ctx, document, questions)
     count = None if context else _count(questions)
     contrast = ContrastSet.load(set_name) if set_name else None
+    if judge_model and not judge_at:
+        raise UsageError("--judge-model goes with --judge URL. Give both.")
     model = load_model(model_name, dtype, force)
     judge = open_judge(judge_at, judge_model, model) if judge_at else None
     target = None if dry_run else library.own_path(name, model.key)

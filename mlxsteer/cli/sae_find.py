@@ -168,6 +168,8 @@ def label_command(
     from mlxsteer.judgebackends import EndpointJudge, LocalJudge
     from mlxsteer.sae import index, label, labels
 
+    if namer == "local" and namer_model:
+        raise UsageError("--namer-model goes with --namer URL. Give both.")
     if namer != "local" and not namer_model:
         raise UsageError("An endpoint serves several models. Say which: --namer-model NAME.")
     named = number_list(features, int, "features", "12,40") if features.strip() else ()
