@@ -67,8 +67,7 @@ def _curves(figure: Any, sweep: Sweep) -> None:
     )
     left.plot(x, [c[1] for c in cells], "o-", color=COLOUR, label=f"{sweep.name} (95% interval)")
     if sweep.band:
-        at = [*[p for p in sweep.band if p[0] < 0], (0.0, *[sweep.plain.metric] * 3)]
-        at += [p for p in sweep.band if p[0] > 0]
+        at = sorted([*sweep.band, (0.0, *[sweep.plain.metric] * 3)])
         xs = [p[0] for p in at]
         left.fill_between(
             xs, [p[1] for p in at], [p[3] for p in at], color=RANDOM, alpha=0.25, linewidth=0,
@@ -85,9 +84,10 @@ def _curves(figure: Any, sweep: Sweep) -> None:
 
 
 def _coherence(axes: Any, sweep: Sweep) -> None:
-    x = [cell.amount for cell in sweep.cells]
-    perplexity = [cell.arm.perplexity / sweep.plain.perplexity for cell in sweep.cells]
-    distinct = [cell.arm.distinct2 / sweep.plain.distinct2 for cell in sweep.cells]
+    cells = sorted(sweep.cells, key=lambda cell: cell.amount)
+    x = [cell.amount for cell in cells]
+    perplexity = [cell.arm.perplexity / sweep.plain.perplexity for cell in cells]
+    distinct = [cell.arm.distinct2 / sweep.plain.distinct2 for cell in cells]
     axes.plot(x, perplexity, "o-", color="#444444", label="perplexity, × unsteered")
     axes.axhline(sweep.guard.perplexity_ratio, color="#444444", linestyle=":", label="its guard")
     axes.plot(x, distinct, "s-", color="#7a5ea8", label="distinct-2, × unsteered")

@@ -125,7 +125,8 @@ def _shown(sweep: Sweep) -> list[Cell]:
         return sorted(sweep.cells, key=lambda cell: cell.amount)
     chosen = []
     for name in names:
-        own = [cell for cell in sweep.cells if cell.variant == name and cell.amount > 0]
+        cells = [cell for cell in sweep.cells if cell.variant == name]
+        own = [cell for cell in cells if cell.amount > 0] or cells
         own = [cell for cell in own if cell.coherent] or own
         chosen.append(max(own, key=lambda cell: cell.effect.mean))
     return chosen

@@ -50,6 +50,10 @@ class Options:
             raise UsageError("A sweep needs at least 1 question and 1 token an answer.")
         if not np.isfinite(self.amounts).all():
             raise UsageError("Amounts must be finite numbers, e.g. -3,1,3.")
+        if self.amounts and not any(self.amounts):
+            raise UsageError("Amount 0 is the unsteered model. Give others, e.g. -3,1,3.")
+        if self.width is not None and self.over != "layers":
+            raise UsageError("A width is one of bands of layers: add --over layers, or leave it.")
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,8 @@ class _Run:
         means = [self._arm(0, group).metric for group in _groups(answers, len(few))]
         points = []
         for amount, group in zip(amounts, _groups(means, self.options.random), strict=True):
-            points.append((amount, min(group), float(np.mean(group)), max(group)))
+            if known := [mean for mean in group if np.isfinite(mean)]:
+                points.append((amount, min(known), float(np.mean(known)), max(known)))
         return points
 
 

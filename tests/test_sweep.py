@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,31 @@ def test_the_report_is_one_page_that_fetches_nothing(tiny, over):
     assert {"svg", "table", "h3"} <= set(page.tags)
     assert "script" not in page.tags
     assert text.count("<tr") == 2 + len(found.cells) + (found.asking is not None)
+
+
+def test_the_order_of_the_doses_does_not_change_the_figure(doses):
+    pytest.importorskip("matplotlib")
+    from mlxsteer import figures
+
+    backwards = replace(doses, cells=doses.cells[::-1], band=doses.band[::-1])
+    assert figures.svg(backwards) == figures.svg(doses)
+
+
+def test_negative_doses_alone_make_a_report(tiny):
+    pytest.importorskip("matplotlib")
+    from mlxsteer import report
+
+    found = sweep(tiny, towards(tiny), **{**SMALL, "over": "methods", "amounts": (-1.0,)})
+    assert "mean:-1d" in report.page(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"amounts": (0.0,)}, "Amount 0 is"), ({"width": 2}, "--over layers")],
+)
+def test_options_that_would_do_nothing_are_refused(tiny, options, message):
+    with pytest.raises(UsageError, match=message):
+        sweep(tiny, towards(tiny), **{**SMALL, **options})
 
 
 def test_what_a_model_writes_is_no_markup(doses):
