@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from mlxsteer.model import Model
 
 DIRECTIONS_PER_PASS = 16  # two rows of vocabulary-wide logits each: 32 MB at 260,000 tokens
-RMS = (
-    100.0  # of the states shown to the head: its norm's epsilon vanishes, float16 does not overflow
-)
+RMS = 100.0  # of what the head is shown: its norm's epsilon vanishes, float16 does not overflow
 WORD_START = "▁"  # how SentencePiece writes a blank
 UNREADABLE = "\ufffd"
 # Byte-level vocabularies (GPT-2's) write a byte as its Latin-1 letter, or from U+0100 on in order.
