@@ -89,9 +89,9 @@ class Vector(BaseModel):
 
     delta_plus, delta_minus: the dose that strength 5 and -5 mean (a default where not
     `calibrated`). safe_min, safe_max: the strengths within which answers stay coherent; null where
-    that was never measured. verdict: the same in a sentence. source: `user` or `bundled`. group,
-    tags: to sort a long list by. evaluation: verdict, sentence, strength and metric of a
-    measurement, if the file holds one.
+    that was never measured. verdict: the same in a sentence. source: `user`, `bundled`, or
+    `feature` (of a dictionary: had by its name, in no list). group, tags: to sort a long list by.
+    evaluation: verdict, sentence, strength and metric of a measurement, if the file holds one.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Vector(BaseModel):
     delta_minus: float
     safe_min: float | None
     safe_max: float | None
-    source: Literal["user", "bundled"]
+    source: Literal["user", "bundled", "feature"]
     group: str
     tags: list[str]
     evaluation: Any
@@ -146,9 +146,9 @@ async def list_vectors(request: Request) -> VectorList:
     )
 
 
-@router.get("/vectors/{name}")
+@router.get("/vectors/{name:path}")
 async def get_vector(request: Request, name: str) -> Vector:
-    """One vector."""
+    """One vector, or a feature as one: `sae/demo/482`, `sae/demo/482/clamp`."""
     serving = serving_of(request)
     return Vector(**await serving.apart(lambda: serving.vectors.facts(name)))
 

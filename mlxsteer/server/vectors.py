@@ -111,10 +111,11 @@ class Vectors:
         about = vector.about
         calibrated = vector.calibration is not None
         safe = 1.0 if vector.op == "project" else EDGE if calibrated else None
-        yours = library.user_dir(self.model.key) in self.names()[name].parents
+        source = self._source(name)
         return {
             "name": name,
-            "description": str(about.get("description") or ""),
+            "description": str(about.get("description") or "")
+            or (self._feature_description(name) if source == "feature" else ""),
             "positive_label": about.get("positive_label"),
             "negative_label": about.get("negative_label"),
             "op": vector.op,
@@ -126,12 +127,34 @@ class Vectors:
             "delta_minus": vector.delta(-1),
             "safe_min": None if safe is None else -safe,
             "safe_max": safe,
-            "source": "user" if yours else "bundled",
-            "group": "yours" if yours else str(about.get("group") or "bundled"),
+            "source": source,
+            "group": "yours" if source == "user" else str(about.get("group") or "bundled"),
             "tags": [str(tag) for tag in about.get("tags") or []],
             "evaluation": _summary(about.get("eval")),
             "verdict": verdict_of(vector),
         }
+
+    def _source(self, name: str) -> str:
+        path = self.names().get(name)
+        if path is None:
+            return "feature"
+        return "user" if library.user_dir(self.model.key) in path.parents else "bundled"
+
+    def _feature_description(self, name: str) -> str:
+        """A feature's label, else the tokens that it promotes; empty where it has no index."""
+        from mlxsteer.sae import features, index, shelf
+
+        key = self.model.key
+        feature = features.resolve(name, key)
+        try:
+            known = index.read(shelf.available(key)[feature.dictionary]).features
+        except MlxsteerError:
+            return ""
+        if (found := known.get(feature.index)) is None:
+            return ""
+        return (
+            found.label.text if found.label else " ".join(token.strip() for token in found.promoted)
+        )
 
     def listed(self) -> list[dict[str, Any]]:
         """The facts of every vector that can be read."""

@@ -59,6 +59,9 @@ const at = encodeURIComponent;
 
 export const getStatus = (quiet) => json("GET", "/v1/steering/status", { quiet });
 export const getVectors = () => json("GET", "/v1/steering/vectors");
+export const getVector = (name) => json("GET", `/v1/steering/vectors/${at(name)}`);
+export const getFeatures = (words, offset, signal) =>
+  json("GET", `/v1/steering/features?q=${at(words)}&offset=${offset}`, { signal });
 export const makeVector = (body) => json("POST", "/v1/steering/vectors", { body });
 export const getJobs = () => json("GET", "/v1/steering/jobs");
 export const getJob = (id) => json("GET", `/v1/steering/jobs/${at(id)}`, { quiet: true });

@@ -3,6 +3,7 @@
 import { openAnswer, steerAnswer } from "./api.js";
 import { Answer } from "./answer.js";
 import { debounced, el } from "./dom.js";
+import { Prose } from "./prose.js";
 
 const SETTLE = 120; // ms that a slider must rest before the answer is told
 
@@ -26,8 +27,14 @@ export class Conversation {
     this.messages = [...other.messages];
     for (const { role, content } of this.messages) {
       if (role === "user") this.show(content);
-      else this.log.append(el("article", { class: "answer earlier" }, el("div", { class: "text" }, content)));
+      else this.showEarlier(content);
     }
+  }
+
+  showEarlier(answer) {
+    const text = el("div", { class: "text" });
+    new Prose(text).update(answer);
+    this.log.append(el("article", { class: "answer earlier" }, text));
   }
 
   /** Forget everything. */

@@ -4,11 +4,14 @@ import { whenKeyIsNeeded } from "./api.js";
 import * as compare from "./compare.js";
 import * as create from "./create.js";
 import { byId, say } from "./dom.js";
+import * as features from "./features.js";
+import * as finder from "./finder.js";
 import * as meters from "./meters.js";
 import * as presets from "./presets.js";
 import * as sliders from "./sliders.js";
 import * as status from "./status.js";
 import * as steering from "./steering.js";
+import * as tabs from "./tabs.js";
 
 const RETRY = 3000; // ms until a server that was not there is tried again
 let served = null;
@@ -80,13 +83,18 @@ function listenToQuestions() {
 
 // --- the steering text -----------------------------------------------------------------------------
 
+function problemOf(name) {
+  if (features.isFeature(name)) return features.problem(name);
+  return sliders.has(name) ? "" : `There is no vector called “${name}” for this model.`;
+}
+
 function listenToSteering() {
   const field = byId("steer");
   const note = byId("steer-note");
   const tell = () => {
-    const strangers = sliders.unknown(steering.names());
-    note.textContent = strangers.length ? `There is no vector called “${strangers[0]}” for this model.` : "";
+    note.textContent = steering.names().map(problemOf).find(Boolean) ?? "";
   };
+  features.follow(tell);
   steering.follow((text) => {
     if (document.activeElement !== field) field.value = text;
     const count = steering.names().length;
@@ -143,11 +151,17 @@ function drawer(open) {
 
 // --- the start -------------------------------------------------------------------------------------
 
-const loadSliders = () => sliders.load(meters, create.ofSet);
+const loadSliders = () => sliders.load(create.ofSet);
 
 async function made(name) {
   await loadSliders();
+  byId("tab-vectors").click();
   sliders.show(name);
+}
+
+/** Features are searched for when they are first looked at. */
+function look(part) {
+  if (part === "features" && !byId("found").childElementCount) finder.search();
 }
 
 async function begin() {
@@ -159,6 +173,7 @@ async function begin() {
     steering.setText(served.steer);
   }
   await loadSliders();
+  await features.load(served.model);
   await create.resume();
 }
 
@@ -171,6 +186,9 @@ function failed(error) {
 whenKeyIsNeeded(askForKey);
 meters.start();
 sliders.start();
+features.start();
+finder.start();
+tabs.start(document.querySelector("[role=tablist]"), look);
 create.start(made);
 listenToQuestions();
 listenToSteering();

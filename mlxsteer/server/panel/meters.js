@@ -11,6 +11,9 @@ let pointed = null;
 /** Vectors to be read at each token. */
 export const names = () => [...chosen];
 
+/** Read a vector no longer. */
+export const drop = (name) => chosen.has(name) && flip(name);
+
 /** A button that says whether a vector is read. */
 export function toggle(name) {
   const made = button("meter", () => flip(name), { class: "meter", data: { meter: name } });

@@ -2,28 +2,21 @@
 
 import { getVectors } from "./api.js";
 import { button, byId, debounced, el } from "./dom.js";
-import { shown, signed } from "./grammar.js";
+import { Row } from "./row.js";
 import * as steering from "./steering.js";
-
-const REACH = 5;
-const STEP = { fine: 0.1, key: 0.5, page: 1 }; // of a reach of 5; smaller reaches scale them
-const NOTE = "Arrow keys move by 0.5, with Shift by 0.1; Home and double-click: 0.";
 
 let found = { vectors: [], unreadable: [], sets: [] };
 const rows = new Map();
 
-/** {vectors, unreadable, sets} as the server listed them last. */
-export const listed = () => found;
+/** Whether there is a vector of that name. */
+export const has = (name) => rows.has(name);
 
-/** Names of `names` that no vector has. */
-export const unknown = (names) => names.filter((name) => !rows.has(name));
-
-/** Read the vectors and show them. `meters` says which are read; `make(set)` makes one of a set. */
-export async function load(meters, make) {
+/** Read the vectors and show them. `make(set)` makes one of a set. */
+export async function load(make) {
   found = await getVectors();
   rows.clear();
   const groups = Map.groupBy(found.vectors, (vector) => vector.group);
-  const shownGroups = [...groups].map(([name, vectors]) => group(name, vectors, meters));
+  const shownGroups = [...groups].map(([name, vectors]) => group(name, vectors));
   byId("sliders").replaceChildren(...shownGroups, ...rest(make));
   search();
   refresh();
@@ -47,10 +40,10 @@ export function start() {
   steering.follow(refresh);
 }
 
-function group(name, vectors, meters) {
+function group(name, vectors) {
   const box = el("details", { open: true, class: "group" });
   const made = vectors.map((vector) => {
-    const row = rowOf(vector, meters);
+    const row = new Row(vector);
     rows.set(vector.name, row);
     return row.box;
   });
@@ -58,86 +51,8 @@ function group(name, vectors, meters) {
   return box;
 }
 
-function rowOf(vector, meters) {
-  const reach = vector.op === "project" ? 1 : REACH;
-  const id = `slider-${vector.name}`;
-  const range = el("input", {
-    type: "range", id, min: -reach, max: reach, step: (STEP.fine * reach) / REACH, value: 0,
-    title: NOTE, "aria-describedby": `${id}-note`,
-  });
-  const readout = el("output", { htmlFor: id });
-  const box = el(
-    "div",
-    { class: "row", data: { name: vector.name } },
-    el("div", { class: "head" },
-      el("label", { htmlFor: id, title: factsOf(vector) }, vector.name),
-      ...badges(vector), meters.toggle(vector.name), readout),
-    range,
-    el("div", { class: "poles", "aria-hidden": "true" },
-      el("span", {}, vector.negative_label ?? "less"), el("span", {}, vector.positive_label ?? "more")),
-    el("p", { class: "unseen", id: `${id}-note` }, factsOf(vector)),
-  );
-  mark(box, vector, reach);
-  listen(range, vector.name, reach);
-  return { vector, box, range, readout, reach };
-}
-
-/** Where on the track answers are known to stay coherent. */
-function mark(box, vector, reach) {
-  const share = (value) => `${(50 * (value + reach)) / reach}%`;
-  box.classList.toggle("unsure", vector.safe_max === null);
-  box.style.setProperty("--from", share(Math.max(-reach, vector.safe_min ?? -reach)));
-  box.style.setProperty("--to", share(Math.min(reach, vector.safe_max ?? reach)));
-}
-
-function badges(vector) {
-  if (vector.safe_max !== null) return [];
-  return [el("span", { class: "badge", title: vector.verdict }, "uncalibrated")];
-}
-
-function factsOf(vector) {
-  const said = vector.evaluation?.sentence;
-  return [vector.description, vector.verdict, said && `Evaluated: ${said}.`].filter(Boolean).join(" ");
-}
-
-function listen(range, name, reach) {
-  const to = (value) => steering.set(name, Math.max(-reach, Math.min(reach, Number(shown(value)))));
-  range.addEventListener("input", () => to(range.valueAsNumber));
-  range.addEventListener("dblclick", () => to(0));
-  range.addEventListener("keydown", (event) => {
-    const moved = byKey(event, range.valueAsNumber, reach);
-    if (moved === null) return;
-    event.preventDefault();
-    to(moved);
-  });
-}
-
-/** Where a key takes a slider from `value`; null for keys that are none of its. */
-function byKey({ key, shiftKey, altKey, ctrlKey, metaKey }, value, reach) {
-  if (altKey || ctrlKey || metaKey) return null;
-  const unit = reach / REACH;
-  const step = (shiftKey ? STEP.fine : STEP.key) * unit;
-  if (key === "ArrowRight" || key === "ArrowUp") return value + step;
-  if (key === "ArrowLeft" || key === "ArrowDown") return value - step;
-  if (key === "PageUp") return value + STEP.page * unit;
-  if (key === "PageDown") return value - STEP.page * unit;
-  if (key === "Home" || key === "0") return 0;
-  return key === "End" ? reach : null;
-}
-
 function refresh() {
-  for (const [name, { box, range, readout, reach, vector }] of rows) {
-    const amount = steering.amountOf(name);
-    range.value = amount;
-    readout.value = signed(amount) + (steering.hasMore(name) ? " …" : "");
-    const label = amount < 0 ? vector.negative_label : vector.positive_label;
-    range.setAttribute("aria-valuetext", `${signed(amount)}${amount && label ? `, ${label}` : ""}`);
-    box.classList.toggle("active", amount !== 0 || steering.hasMore(name));
-    box.classList.toggle("beyond", amount < (vector.safe_min ?? -reach) || amount > (vector.safe_max ?? reach));
-    const share = 50 + (50 * Math.max(-reach, Math.min(reach, amount))) / reach;
-    box.style.setProperty("--low", `${Math.min(50, share)}%`);
-    box.style.setProperty("--high", `${Math.max(50, share)}%`);
-  }
+  for (const row of rows.values()) row.refresh();
 }
 
 function search() {

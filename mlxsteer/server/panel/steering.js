@@ -38,6 +38,13 @@ export function set(name, amount) {
   take(changed.filter((term) => term.amount !== 0 || term.suffix || term.unit));
 }
 
+/** Take all terms of a vector out. */
+export const drop = (name) => take(terms.filter((term) => term.name !== name));
+
+/** Let what is set of one vector be set of another. */
+export const rename = (name, other) =>
+  take(terms.map((term) => (term.name === name ? { ...term, name: other } : term)));
+
 const isSlider = (term, name) => term.name === name && !term.unit;
 
 function take(changed) {
