@@ -36,7 +36,7 @@ def shard_chunks(
 ) -> Iterator[np.ndarray]:
     """All data of a shard. Adds to `errors` what quantising cost.
 
-    A chunk is valid until the next one is asked for.
+    A chunk is valid until RING more are asked for.
     """
     for plain in shard.plains:
         for values in reader.stream(plain.entry):
@@ -53,15 +53,16 @@ def _exact(planned: PlannedMatrix, reader: Reader) -> Iterator[np.ndarray]:
     for piece in planned.pieces:
         yield from reader.stream(piece.weight)
     for piece in planned.pieces:
-        if piece.scales is not None:
-            scales = reader.read(piece.scales)
-            if planned.stored.layout == "fp8":
-                rows, cols = piece.weight.shape
-                scales = expand_scales(scales, planned.stored.block, rows, cols)
-            yield scales
+        if piece.scales is None:
+            continue
+        if planned.stored.layout == "fp8":
+            rows, cols = piece.weight.shape
+            yield expand_scales(reader.read(piece.scales), planned.stored.block, rows, cols)
+        else:
+            yield from reader.stream(piece.scales)
     for piece in planned.pieces:
         if piece.biases is not None:
-            yield reader.read(piece.biases)
+            yield from reader.stream(piece.biases)
 
 
 def _requantised(

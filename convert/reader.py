@@ -16,9 +16,10 @@ import numpy as np
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.headers import TensorEntry
 
-# One block for all that is copied: it stays in the processor's cache from read to hash to write,
-# and its pages are mapped once (fresh memory for every block took a third of the time).
+# A few blocks for all that is copied: they stay in the processor's cache from read to write and
+# hash, and their pages are mapped once (fresh memory for every block took a third of the time).
 STREAM_BYTES = 1 << 20
+RING = 4
 
 _NUMPY = {
     "BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U32": "<u4",
@@ -32,7 +33,7 @@ class Reader:
     def __init__(self, locate: Callable[[str], Path]):
         self._locate = locate
         self._handles: dict[str, int] = {}
-        self._block = np.empty(STREAM_BYTES, np.uint8)
+        self._ring = [np.empty(STREAM_BYTES, np.uint8) for _ in range(RING)]
 
     def __enter__(self) -> Reader:
         return self
@@ -52,11 +53,16 @@ class Reader:
         return self._fill(np.empty(entry.nbytes, np.uint8), entry)
 
     def stream(self, entry: TensorEntry) -> Iterator[np.ndarray]:
-        """The values of an entry, some rows at a time. Each block is overwritten by the next."""
+        """The values of an entry, some rows at a time; valid until RING more blocks are asked for.
+
+        That lets the hash of a block lag behind its writing.
+        """
         for part in entry.blocks(STREAM_BYTES):
-            if part.nbytes > len(self._block):
-                self._block = np.empty(part.nbytes, np.uint8)
-            yield self._fill(self._block[: part.nbytes], part)
+            block = self._ring.pop(0)
+            if part.nbytes > len(block):
+                block = np.empty(part.nbytes, np.uint8)
+            self._ring.append(block)
+            yield self._fill(block[: part.nbytes], part)
 
     def _fill(self, data: np.ndarray, entry: TensorEntry) -> np.ndarray:
         """Read an entry into `data`; its values, checked."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.finish import finish
 from mlxsteer.convert.importance import Importance
 from mlxsteer.convert.journal import WORK_DIR, Journal, ShardRecord, locked
@@ -19,7 +18,8 @@ from mlxsteer.convert.portable import make_portable
 from mlxsteer.convert.produce import ErrorSums, shard_chunks
 from mlxsteer.convert.progress import SILENT, Progress
 from mlxsteer.convert.reader import Reader
-from mlxsteer.convert.shard_file import check_written, file_sha256, write_shard
+from mlxsteer.convert.shard_file import check_written, write_shard
+from mlxsteer.convert.source_check import SourceCheck
 from mlxsteer.convert.sources import RECORD_NAME, Source, read_json
 from mlxsteer.convert.space import check_space, disk_need
 from mlxsteer.files import atomic_path
@@ -76,9 +76,10 @@ def _convert_all(
     check_space(out, disk_need(plan, journal.done.keys(), source.downloads, keep_source))
     journal.save()
     progress.start(plan.nbytes, sum(s.nbytes for s in plan.shards if s.filename in journal.done))
+    check = SourceCheck(source)
     for index, shard in enumerate(plan.shards):
         if shard.filename not in journal.done:
-            record = _convert_shard(source, shard, out, importance, progress)
+            record = _convert_shard(source, shard, out, importance, check, progress)
             journal.add(shard.filename, record)
         if not keep_source:
             _release(source, plan, index)
@@ -87,36 +88,26 @@ def _convert_all(
 
 
 def _convert_shard(
-    source: Source, shard: OutputShard, out: Path, importance: Importance, progress: Progress
+    source: Source,
+    shard: OutputShard,
+    out: Path,
+    importance: Importance,
+    check: SourceCheck,
+    progress: Progress,
 ) -> ShardRecord:
     """Fetch what a shard reads, write it, read it back, move it into place."""
     for name in shard.source_shards:
         source.fetch(name, progress)
-        _check_source(source, name, progress)
     progress.status(f"writing {shard.unit}")
     errors = ErrorSums()
     target = out / shard.filename
-    with atomic_path(target) as temporary:
+    with atomic_path(target) as temporary, check.beside(shard.source_shards):
         with Reader(source.locate) as reader:
             chunks = shard_chunks(shard, reader, importance, errors)
             digest = write_shard(temporary, shard.tensors, chunks, progress.advance)
         check_written(temporary, digest)
     mtime = target.stat().st_mtime_ns
     return ShardRecord(digest.nbytes, digest.sha256, mtime, errors.sums)
-
-
-def _check_source(source: Source, name: str, progress: Progress) -> None:
-    """Compare a source shard with its published hash, where there is one."""
-    expected = source.checkpoint.shards[name].sha256
-    if expected is None:
-        return
-    progress.status(f"checking {Path(name).stem}")
-    if file_sha256(source.locate(name)) != expected:
-        source.release(name)
-        raise ConvertError(
-            f"{source.locate(name)} does not have the sha256 that was published with it"
-            f" ({expected[:12]}...): it is damaged. Download it again, then run the same command."
-        )
 
 
 def _release(source: Source, plan: Plan, index: int) -> None:

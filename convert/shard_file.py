@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from mlxsteer.convert.errors import ConvertError
 from mlxsteer.convert.formats import OutputTensor
+from mlxsteer.convert.reader import RING
 
 Advance = Callable[[int], None]
 
@@ -56,18 +58,24 @@ def header_bytes(tensors: Sequence[OutputTensor]) -> bytes:
 def write_shard(
     path: Path, tensors: Sequence[OutputTensor], chunks: Iterable[np.ndarray], advance: Advance
 ) -> Digest:
-    """Write `chunks`, the data of `tensors` one after another. The caller moves the file."""
+    """Write `chunks`, the data of `tensors` one after another. The caller moves the file.
+
+    Hashing, which takes longest, runs beside reading and writing; a chunk must stay as it is
+    until RING more are asked for.
+    """
     header = header_bytes(tensors)
     expected = len(header) + sum(tensor.nbytes for tensor in tensors)
     found, sums = hashlib.sha256(header), [(len(header), block_sum(header))]
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as helper:
         file.write(header)
+        hashing: deque[Future[None]] = deque()
         for chunk in chunks:
             data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
-            hashed = helper.submit(found.update, data)
+            hashing.append(helper.submit(found.update, data))
             sums.append((len(data), block_sum(data)))
             _write_all(file.write, data)
-            hashed.result()  # from here on the producer may overwrite the chunk
+            if len(hashing) == RING:  # the next chunk may overwrite the oldest
+                hashing.popleft().result()
             advance(len(data))
     written = sum(length for length, _ in sums)
     if written != expected:
