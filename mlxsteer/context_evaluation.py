@@ -112,19 +112,21 @@ def evaluate_context(
     *,
     show_progress: bool = True,
     store: AnswerStore | None = None,
+    force: bool = False,
     **options: Any,
 ) -> ContextEvaluation:
     """How much of the effect of `context`'s document `vector` recovers on `model`.
 
     Costs an answer a question with the document, held-out ones also without it and at every
-    strength. Raises UsageError when the vector is not of this document and these questions.
+    strength. force: also a vector of another architecture. Raises UsageError when the vector is
+    not of this document and these questions.
     """
     _check_same(vector, context)
     kept = store if store is not None else model_store(model)
     chosen = Options(**options)
     sampling = Sampling(max_tokens=chosen.max_tokens)
     answers = Answering(model, sampling, vector.name, kept, show_progress)
-    return _Run(model, vector, context, chosen, answers).evaluation()
+    return _Run(model, vector, context, chosen, answers, force).evaluation()
 
 
 def with_evaluation(vector: SteeringVector, found: ContextEvaluation) -> SteeringVector:
@@ -166,6 +168,7 @@ class _Run:
     context: ContextSet
     options: Options
     answers: Answering
+    force: bool = False
 
     def evaluation(self) -> ContextEvaluation:
         doses = [self._plan(s) for s in self.strengths]
@@ -217,7 +220,7 @@ class _Run:
         return self.answers(requests, "document", scored=False)
 
     def _plan(self, strength: float, vector: SteeringVector | None = None) -> Plan:
-        return self.model.plan((vector or self.vector, strength))
+        return self.model.plan((vector or self.vector, strength), force=self.force)
 
     def _distances(self, indices: Sequence[int], plans: Sequence[Plan], label: str) -> np.ndarray:
         """[questions, plans]: mean KL per token of the answer given with the document, nats."""

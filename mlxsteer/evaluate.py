@@ -113,13 +113,15 @@ def evaluate(
     show_progress: bool = True,
     store: AnswerStore | None = None,
     judge: Judge | None = None,
+    force: bool = False,
     **options: Any,
 ) -> Evaluation:
     """The evaluation of `vector` on `model`; `options` are the fields of `Options`.
 
     contrast: whose metric, held-out questions and instruction are used; by default those of the
     set that the vector came from. store: where answers are kept (default: the cache folder).
-    judge: says which of two answers shows more of the trait, beside the metric.
+    judge: says which of two answers shows more of the trait, beside the metric. force: also a
+    vector of another architecture.
     Raises UsageError when nothing says what the vector should change.
     """
     contrast = contrast or set_of(vector)
@@ -127,7 +129,7 @@ def evaluate(
     kept = store if store is not None else model_store(model)
     sampling = Sampling(max_tokens=chosen.max_tokens, temp=chosen.temp, seed=chosen.seed)
     answers = Answering(model, sampling, vector.name, kept, show_progress)
-    return _Run(model, vector, contrast, chosen, answers, judge).evaluation()
+    return _Run(model, vector, contrast, chosen, answers, judge, force).evaluation()
 
 
 def set_of(vector: SteeringVector) -> ContrastSet:
@@ -162,6 +164,7 @@ class _Run:
     options: Options
     answers: Answering
     judge: Judge | None = None
+    force: bool = False
 
     def evaluation(self) -> Evaluation:
         doses = self._doses()
@@ -192,7 +195,7 @@ class _Run:
         return [self.model.render(question) for question in self.questions]
 
     def _plan(self, strength: float, vector: SteeringVector | None = None) -> Plan:
-        return self.model.plan((vector or self.vector, strength))
+        return self.model.plan((vector or self.vector, strength), force=self.force)
 
     def _doses(self) -> dict[float, list[Kept]]:
         """Answers at every strength, 0 among them."""

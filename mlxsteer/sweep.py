@@ -126,12 +126,14 @@ def sweep(
     store: AnswerStore | None = None,
     guard: Guard | None = None,
     show_progress: bool = True,
+    force: bool = False,
     **options: Any,
 ) -> Sweep:
     """The grid of `vector`; `options` are the fields of `Options`.
 
     contrast: whose metric, questions and instruction are used (default: the vector's own set).
-    store: where answers are kept, so that an interrupted sweep goes on.
+    store: where answers are kept, so that an interrupted sweep goes on. force: also a vector of
+    another architecture.
     """
     chosen = Options(**options)
     contrast = contrast or set_of(vector)
@@ -147,7 +149,7 @@ def sweep(
         found = [replace(variant, amounts=chosen.amounts) for variant in found]
     sampling = Sampling(max_tokens=chosen.max_tokens, temp=chosen.temp, seed=chosen.seed)
     answers = Answering(model, sampling, f"Sweeping {vector.name}", store, show_progress)
-    return _Run(model, contrast, chosen, guard or Guard(), answers).sweep(vector, found)
+    return _Run(model, contrast, chosen, guard or Guard(), answers, force).sweep(vector, found)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class _Run:
     options: Options
     guard: Guard
     answers: Answering
+    force: bool = False
 
     def sweep(self, vector: SteeringVector, found: Sequence[Variant]) -> Sweep:
         questions = questions_of(self.contrast, self.options.questions)
@@ -191,11 +194,14 @@ class _Run:
     def _grid(self, found: Sequence[Variant]) -> list[tuple[str, float, str, Plan]]:
         """(variant, amount, unit, plan), every plan checked before the first answer."""
         return [
-            (one.name, amount, one.unit, self.model.plan((one.vector, f"{amount:g}{one.unit}")))
+            (one.name, amount, one.unit, self._plan(one.vector, f"{amount:g}{one.unit}"))
             for one in found
             for amount in one.amounts
             if amount
         ]
+
+    def _plan(self, vector: SteeringVector, amount: float | str) -> Plan:
+        return self.model.plan((vector, amount), force=self.force)
 
     def _arm(self, amount: float, answers: Sequence[Kept]) -> Arm:
         return trials.arm_of(amount, answers, self.contrast.metric)
@@ -237,7 +243,7 @@ class _Run:
         requests = []
         for amount in amounts:
             for seed in range(self.options.random):
-                plan = self.model.plan((random_like(variant.vector, seed), amount))
+                plan = self._plan(random_like(variant.vector, seed), amount)
                 notes = {"variant": f"random-{seed}", "amount": amount}
                 requests += [Request(prompt, plan, notes) for prompt in few]
         answers = self.answers(requests, "random directions", scored=False)

@@ -258,6 +258,16 @@ def test_the_command_prints_the_verdict_and_writes_it_into_the_vector(folder, ti
     assert json.loads(as_json.stdout)["verdict"] == FAILS
 
 
+def test_a_vector_of_another_architecture_needs_force(folder, tiny):
+    library.save(replace(towards(tiny), model={"architecture": "gpt2"}), "tiny")
+    arguments = ["evaluate", "word", "--model", str(folder), "--set", "terse", "--random", "0"]
+    arguments += ["--questions", "2", "--max-tokens", "8", "--dry-run"]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert "--force" in refused.stderr
+    assert CliRunner().invoke(main, [*arguments, "--force"]).exit_code == 0
+
+
 def test_the_command_without_a_known_set_says_what_to_type(folder, tiny):
     library.save(towards(tiny), "tiny")
     result = CliRunner().invoke(main, ["evaluate", "word", "--model", str(folder)])

@@ -17,7 +17,7 @@ from mlxsteer import library
 from mlxsteer.answers import AnswerStore
 from mlxsteer.calibrate import Guard
 from mlxsteer.cli import main
-from mlxsteer.errors import ModelError, UsageError
+from mlxsteer.errors import ModelError, UsageError, VectorError
 from mlxsteer.model import Model
 from mlxsteer.sweep import Sweep, sweep
 from mlxsteer.variants import variants
@@ -164,6 +164,13 @@ def test_negative_doses_alone_make_a_report(tiny):
 
     found = sweep(tiny, towards(tiny), **{**SMALL, "over": "methods", "amounts": (-1.0,)})
     assert "mean:-1d" in report.page(found)
+
+
+def test_a_vector_of_another_architecture_needs_force(tiny):
+    foreign = replace(towards(tiny), model={"architecture": "gpt2"})
+    with pytest.raises(VectorError, match="--force"):
+        sweep(tiny, foreign, **SMALL)
+    assert sweep(tiny, foreign, **{**SMALL, "amounts": (1.0,)}, force=True).cells
 
 
 @pytest.mark.parametrize(

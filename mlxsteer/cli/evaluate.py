@@ -47,19 +47,19 @@ CONTEXT_OPTIONS = ("strength", "random", "max_tokens")
     "--questions",
     metavar="N|FILE",
     default="24",
-    show_default=True,
     help="How many held-out questions; with --context, the file of questions.",
 )
 @click.option(
     "--random",
     type=click.IntRange(0),
     default=20,
-    show_default=True,
     help="Random directions of the same lengths that it is compared with.",
 )
-@click.option("--max-tokens", type=click.IntRange(8), default=100, show_default=True)
-@click.option("--temp", type=click.FloatRange(0), default=0.0, show_default=True)
-@click.option("--seed", type=int, help="Repeatable sampling, with --temp.")
+@click.option("--max-tokens", type=click.IntRange(8), default=100,
+              help="Tokens of an answer, at most.")  # fmt: skip
+@click.option("--temp", type=click.FloatRange(0), default=0.0,
+              help="0 is greedy: always the likeliest token.")  # fmt: skip
+@click.option("--seed", type=int, help="Makes sampling repeatable, with --temp.")
 @click.option(
     "--judge",
     "judge_at",
@@ -96,8 +96,9 @@ def command(
     its effect on the next token, and of the answers that it gave, is recovered.
 
     \b
-    Example:
+    Examples:
       mlxsteer evaluate terse --model demo
+      mlxsteer evaluate rules --context rules.txt --questions questions.yaml
     """
     from mlxsteer import library
     from mlxsteer.contrast import ContrastSet
@@ -114,11 +115,12 @@ def command(
     target = None if dry_run else library.own_path(name, model.key)
     vector = library.find_or_extract(name, model)
     if context is not None:
-        chosen = {key: options[key] for key in CONTEXT_OPTIONS}
+        chosen = {"force": force} | {key: options[key] for key in CONTEXT_OPTIONS}
         _evaluate_context(model, name, vector, context, target, as_json, chosen)
         return
     _require_no_document(name, vector)
-    found = evaluate(model, vector, contrast=contrast, judge=judge, questions=count, **options)
+    options |= {"questions": count, "force": force}
+    found = evaluate(model, vector, contrast=contrast, judge=judge, **options)
     path = with_evaluation(vector, found).save(target) if target else None
     if as_json:
         print_json({"name": name, "path": path, **found.to_dict()})

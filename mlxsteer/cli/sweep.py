@@ -32,7 +32,6 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--over",
     type=click.Choice(["strength", "layers", "sites", "ops", "methods", "positions"]),
     default="strength",
-    show_default=True,
     help="What varies beside the dose. All but strength extract the vector anew.",
 )
 @click.option(
@@ -41,13 +40,24 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     help="In place of the usual ones: strengths (--over strength) or doses (otherwise).",
 )
 @click.option("--width", type=click.IntRange(1), help="Layers of a band, with --over layers.")
-@click.option("--set", "set_name", metavar="SET", help="Contrast set; default: the vector's own.")
-@click.option("--questions", type=click.IntRange(1), default=12, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(1), default=80, show_default=True)
-@click.option("--temp", type=click.FloatRange(0), default=0.0, show_default=True)
-@click.option("--seed", type=int, help="Repeatable sampling, with --temp.")
 @click.option(
-    "--random", type=click.IntRange(0), default=4, show_default=True, help="Random directions."
+    "--set",
+    "set_name",
+    metavar="SET",
+    help="Contrast set (name or .yaml). Default: the vector's own.",
+)
+@click.option("--questions", type=click.IntRange(1), default=12,
+              help="Held-out questions to ask.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(1), default=80,
+              help="Tokens of an answer, at most.")  # fmt: skip
+@click.option("--temp", type=click.FloatRange(0), default=0.0,
+              help="0 is greedy: always the likeliest token.")  # fmt: skip
+@click.option("--seed", type=int, help="Makes sampling repeatable, with --temp.")
+@click.option(
+    "--random",
+    type=click.IntRange(0),
+    default=4,
+    help="Random directions to compare with, over strength.",
 )
 @click.option("--out", type=FILE, help="Answers as JSON lines; an interrupted sweep goes on there.")
 @click.option("--html", type=FILE, help="A report to open in a browser (needs mlxsteer[plot]).")
@@ -93,7 +103,7 @@ def command(
     vector = library.find_or_extract(name, model)
     store = AnswerStore(out) if out else model_store(model)
     options["amounts"] = number_list(amounts, float, "amounts", "-3,1,3") if amounts else ()
-    found = sweep(model, vector, contrast=contrast, store=store, **options)
+    found = sweep(model, vector, contrast=contrast, store=store, force=force, **options)
     if html:
         report.save_html(found, html)
     if png:
