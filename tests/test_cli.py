@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner, Result
@@ -50,6 +52,36 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0
     assert re.search(rf"Examples?:\s+mlxsteer {name}", result.stdout)
+
+
+def _commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            yield (*path, name)
+            if isinstance(command, click.Group):
+                yield from _commands(command, (*path, name))
+
+
+def _command_at(path: tuple[str, ...]) -> click.Command:
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    return command
+
+
+@pytest.mark.parametrize("path", list(_commands(main, ())), ids=" ".join)
+def test_every_option_is_explained_and_every_default_is_shown(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert re.search(rf"Examples?:\s+mlxsteer {path[0]}", result.stdout)
+    for option in _command_at(path).params:
+        if isinstance(option, click.Option):
+            assert option.help, f"{option.opts[0]} says nothing"
+            if isinstance(option.default, int | float) and not option.is_flag:
+                assert re.search(rf"default:\s+{option.default}\b", result.stdout), option.opts[0]
 
 
 def test_the_group_lists_every_command() -> None:

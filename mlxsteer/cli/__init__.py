@@ -20,12 +20,12 @@ from mlxsteer.errors import MlxsteerError, UsageError, near_matches
 # name → (one line of help, shown without importing the command)
 COMMANDS = {
     "chat": "Talk to a model, steered; one shot with -p.",
-    "extract": "Make a vector from a contrast set.",
+    "extract": "Make a vector from a contrast set, or from a document.",
     "calibrate": "Find how far a vector can go and stay coherent.",
     "sweep": "See what a vector does over doses, layers, sites or methods.",
     "evaluate": "Measure whether a vector does what its name says.",
     "sae": "Train, look at and exchange sparse autoencoders.",
-    "vectors": "List, show, import, export, combine and share vectors.",
+    "vectors": "List, show, compare, explain, exchange and combine vectors.",
     "serve": "OpenAI's and Anthropic's APIs on a steered model, and a panel of sliders.",
     "models": "List the models at hand; fetch one.",
     "convert": "Convert official DeepSeek-V4-Flash weights to MLX.",
@@ -90,7 +90,9 @@ def _drop_unwritten() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(mlxsteer.__version__, prog_name="mlxsteer")
 def main() -> None:
     """Turn a language model's own internal directions up or down.

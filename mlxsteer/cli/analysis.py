@@ -70,7 +70,8 @@ def compare_command(
 @click.argument("vector")
 @model_option
 @click.option("--layer", "layers", metavar="SPANS", help="Layers to look at, such as 12 or 9-20.")
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, metavar="N")
+@click.option("--top", type=click.IntRange(1), default=10,
+              help="Tokens to show at either end.")  # fmt: skip
 @dtype_option
 @json_option
 def lens_command(

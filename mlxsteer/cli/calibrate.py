@@ -19,21 +19,21 @@ from mlxsteer.cli.options import (
 @click.command("calibrate")
 @click.argument("name")
 @model_option
-@click.option("--questions", "n_questions", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(8), default=64, show_default=True)
+@click.option("--questions", "n_questions", type=click.IntRange(1), default=8,
+              help="Held-out questions to ask.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8), default=64,
+              help="Tokens of an answer, at most.")  # fmt: skip
 @click.option("--doses", metavar="D,D,…", help="Doses to try for each sign, e.g. 0.1,0.2,0.4.")
 @click.option(
     "--perplexity-ratio",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     default=5.0,
-    show_default=True,
     help="Coherent means: perplexity under the unsteered model at most this many times.",
 )
 @click.option(
     "--distinct2-ratio",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     default=0.5,
-    show_default=True,
     help="… and at least this share of the unsteered answers' distinct bigrams.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the table; change no file.")

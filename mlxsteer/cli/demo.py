@@ -15,10 +15,10 @@ STEERINGS = ("", "terse:3", "terse:-3")
     "-p",
     metavar="TEXT",
     default="Why do databases use indexes?",
-    show_default=True,
     help="The question.",
 )
-@click.option("--max-tokens", type=click.IntRange(1), default=120, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1), default=120,
+              help="Tokens of an answer, at most.")  # fmt: skip
 @json_option
 def command(prompt: str, max_tokens: int, as_json: bool) -> None:
     """Let the demo model answer a question unsteered, terse and verbose.

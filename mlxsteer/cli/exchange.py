@@ -22,12 +22,11 @@ from mlxsteer.progress import say
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@name_option
 @model_option
+@name_option
 @click.option(
     "--gguf-base",
     default="exact",
-    show_default=True,
     metavar="BASE",
     help="What direction.N counts: exact (llama.cpp, repeng), or generator (cvector-generator).",
 )
@@ -73,7 +72,6 @@ def import_command(
 @click.option(
     "--gguf-base",
     default="exact",
-    show_default=True,
     metavar="BASE",
     help="exact: N as llama.cpp applies it; generator: as its cvector-generator writes it.",
 )
@@ -104,8 +102,8 @@ def export_command(
 @click.command("push")
 @click.argument("vector")
 @click.argument("repo")
-@name_option
 @model_option
+@name_option
 @click.option("--private", is_flag=True, help="Make the repo private if it is made now.")
 def push_command(
     vector: str, repo: str, name: str | None, model_name: str | None, private: bool
@@ -124,8 +122,8 @@ def push_command(
 
 @click.command("pull")
 @click.argument("vector", metavar="OWNER/REPO:NAME")
-@name_option
 @model_option
+@name_option
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of the repo.")
 @force_option
 def pull_command(

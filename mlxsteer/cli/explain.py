@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @click.argument("vector")
 @model_option
 @click.option("--sae", "sae_name", metavar="NAME", help="Which dictionary. Default: the only one.")
-@click.option("--top", type=click.IntRange(1), default=6, show_default=True)
+@click.option("--top", type=click.IntRange(1), default=6,
+              help="Features to show at either end.")  # fmt: skip
 @dtype_option
 @json_option
 def explain_command(

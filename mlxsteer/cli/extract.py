@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="With --from-context: questions about it, one a line, or a YAML list.",
 )
-@click.option("--pairs", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--pairs", type=click.IntRange(1), default=100,
+              help="Pairs to read, at most what the set holds.")  # fmt: skip
 @click.option(
     "--method",
     type=click.Choice(["mean", "pca", "logistic", "whitened"]),
     default="mean",
-    show_default=True,
     help="mean: difference of means. pca: first component of the differences. logistic: weights"
     " of a probe. whitened: mean difference over the within-class covariance.",
 )
@@ -56,9 +56,14 @@ if TYPE_CHECKING:
     help="Where states are read. `both` reads the last prompt token and the answers in one pass"
     " and keeps NAME and NAME-answer. Default: as the set says.",
 )
-@click.option("--layers", metavar="A-B", help="0-based, e.g. 9-20. Default: the set's band.")
-@click.option("--site", type=click.Choice(["residual", "ffn_out", "attn_out"]), default="residual")
-@click.option("--op", type=click.Choice(["add", "project", "clamp"]), default="add")
+@click.option(
+    "--layers", metavar="SPANS", help="0-based, e.g. 9-20 or 3,7. Default: the set's band."
+)
+@click.option("--site", type=click.Choice(["residual", "ffn_out", "attn_out"]), default="residual",
+              help="Where states are read and steered.")  # fmt: skip
+@click.option("--op", type=click.Choice(["add", "project", "clamp"]), default="add",
+              help="What steering does with the direction: shift along it, remove the part along"
+              " it, or set that part to a value.")  # fmt: skip
 @click.option("--orthogonalise", is_flag=True, help="Remove the part along the negatives' mean.")
 @click.option(
     "--norm-preserving/--no-norm-preserving",
@@ -93,7 +98,7 @@ def command(
     Interrupted, the same command goes on where it stopped.
 
     \b
-    Example:
+    Examples:
       mlxsteer extract terse --model demo
       mlxsteer extract --from-context rules.txt --questions questions.yaml
     """

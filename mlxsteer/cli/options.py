@@ -54,14 +54,19 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of mlxsteer.generation.Sampling."""
     options = (
-        click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True),
-        click.option("--temp", type=click.FloatRange(0), default=0.0, show_default=True,
+        click.option("--max-tokens", type=click.IntRange(1), default=512,
+                     help="Tokens of an answer, at most."),
+        click.option("--temp", type=click.FloatRange(0), default=0.0,
                      help="0 is greedy: always the likeliest token."),
-        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0),
-        click.option("--top-k", type=click.IntRange(0), default=0),
-        click.option("--min-p", type=click.FloatRange(0, 1), default=0.0),
-        click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True)),
-        click.option("--seed", type=int, help="Repeatable sampling."),
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0,
+                     help="Draw from the likeliest tokens that make up this share; 1 is off."),
+        click.option("--top-k", type=click.IntRange(0), default=0,
+                     help="Draw from this many of the likeliest tokens; 0 is off."),
+        click.option("--min-p", type=click.FloatRange(0, 1), default=0.0,
+                     help="Leave out tokens below this share of the likeliest one's chance."),
+        click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True),
+                     help="Above 1: what was written lately becomes less likely."),
+        click.option("--seed", type=int, help="Makes sampling repeatable."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)

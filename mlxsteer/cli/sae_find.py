@@ -45,9 +45,11 @@ sae_option = click.option(
     "sources",
     multiple=True,
     metavar="FILE",
-    help="Text to read, as for train. Default: what the dictionary was trained on.",
+    help="Text to read, as for train. May be given several times. Default: what the dictionary was"
+    " trained on.",
 )
-@click.option("--tokens", type=click.IntRange(100), default=50_000, show_default=True)
+@click.option("--tokens", type=click.IntRange(100), default=50_000,
+              help="Tokens to read, at most what the text has.")  # fmt: skip
 @dtype_option
 def index_command(
     name: str, model_name: str | None, sources: tuple[str, ...], tokens: int, dtype: str | None
@@ -81,9 +83,12 @@ def index_command(
 @sae_option
 @click.option("--prompts", metavar="SET", help="A contrast set (name or .yaml) in place of TEXT.")
 @click.option("--words", is_flag=True, help="Search labels, tokens and snippets; load no model.")
-@click.option("--by", type=click.Choice(["contrast", "effect"]), default="contrast")
-@click.option("--top", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--snippets", type=click.IntRange(0), default=2, show_default=True)
+@click.option("--by", type=click.Choice(["contrast", "effect"]), default="contrast",
+              help="What they are ranked by.")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), default=8,
+              help="Features to show.")  # fmt: skip
+@click.option("--snippets", type=click.IntRange(0), default=2,
+              help="Texts to show of each.")  # fmt: skip
 @dtype_option
 @json_option
 def find_command(
@@ -137,10 +142,11 @@ def find_command(
 @click.argument("features", default="")
 @model_option
 @sae_option
-@click.option("--count", type=click.IntRange(1), default=10, show_default=True,
+@click.option("--count", type=click.IntRange(1), default=10,
               help="Features drawn by lot, where FEATURES names none.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--namer", default="local", show_default=True, metavar="local|URL",
+@click.option("--seed", type=int, default=0,
+              help="Which features and snippets are drawn.")  # fmt: skip
+@click.option("--namer", default="local", metavar="local|URL",
               help="The model itself, or an endpoint that speaks chat completions.")  # fmt: skip
 @click.option("--namer-model", metavar="NAME", help="The endpoint's model.")
 @dtype_option

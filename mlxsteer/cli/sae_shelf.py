@@ -75,7 +75,6 @@ def show_command(name: str, model_name: str | None, as_json: bool) -> None:
     "form",
     type=click.Choice(["saelens", "saelens5", "gemma-scope"]),
     default="saelens",
-    show_default=True,
     help="saelens: version 6 and later; saelens5: before; gemma-scope: params.npz.",
 )
 @click.option("--force", is_flag=True, help="Replace a dictionary that is there already.")

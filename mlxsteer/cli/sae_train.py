@@ -29,30 +29,33 @@ REPORT_SECONDS = 10.0  # between two lines of progress
 @click.command("train")
 @model_option
 @click.option("--layer", type=click.IntRange(0), required=True, help="0-based; its output is read.")
-@click.option("--site", type=click.Choice(SITES), default="residual", show_default=True)
-@click.option("--features", type=click.IntRange(2), default=4096, show_default=True)
+@click.option("--site", type=click.Choice(SITES), default="residual",
+              help="Where states are read.")  # fmt: skip
+@click.option("--features", type=click.IntRange(2), default=4096,
+              help="How many the dictionary holds.")  # fmt: skip
 @click.option(
     "--k",
     type=click.IntRange(1),
     default=32,
-    show_default=True,
     help="Features per token: exactly (topk), on average (batchtopk), aimed at (jumprelu).",
 )
 @click.option(
-    "--architecture", type=click.Choice(ARCHITECTURES), default="batchtopk", show_default=True
+    "--architecture",
+    type=click.Choice(ARCHITECTURES),
+    default="batchtopk",
+    help="Features that stay on: the largest of a batch (batchtopk) or of each token"
+    " (topk), or those above a learned threshold (jumprelu).",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(1000),
     default=120_000,
-    show_default=True,
     help="Tokens whose states are read, at most what the corpus has.",
 )
 @click.option(
     "--epochs",
     type=click.FloatRange(0, min_open=True),
     default=4.0,
-    show_default=True,
     help="Passes over the states.",
 )
 @click.option(
@@ -62,25 +65,23 @@ REPORT_SECONDS = 10.0  # between two lines of progress
     metavar="FILE",
     help='Text or .jsonl ({"text": …} or {"messages": […]}), hub:OWNER/REPO/FILE of a'
     " data set, python-docs (which come with Python), or contrast-sets (the texts of the sets)."
-    " May be given several times. Default: python-docs.",
+    " May be given several times. Default: the last two.",
 )
 @click.option(
     "--self-chats",
     type=click.IntRange(0),
     help=f"Chats that the model writes for it. Default: {DEFAULT_CHATS} without --corpus, else 0.",
 )
-@click.option(
-    "--context", type=click.IntRange(8), default=128, show_default=True, help="Tokens of a window."
-)
+@click.option("--context", type=click.IntRange(8), default=128, help="Tokens of a window.")
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
     default=1e-3,
-    show_default=True,
     help="Adam's peak learning rate.",
 )
-@click.option("--batch", type=click.IntRange(2), default=1024, show_default=True)
-@click.option("--seed", type=int, default=0)
+@click.option("--batch", type=click.IntRange(2), default=1024,
+              help="States in a step of training.")  # fmt: skip
+@click.option("--seed", type=int, default=0, help="Of the texts, the weights and their order.")
 @click.option("--name", help="What to call it. Default: SITE-LAYER-ARCHITECTURE.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder to write, in place of yours.")
 @click.option("--dry-run", is_flag=True, help="Print what it would cost; read and train nothing.")
@@ -146,7 +147,7 @@ def _order(layer: int, options: dict[str, Any]) -> Order:
     return Order(
         layer=layer,
         site=options["site"],
-        sources=tuple(sources) or (corpus.PYTHON_DOCS,),
+        sources=tuple(sources) or corpus.AT_HAND,
         self_chats=self_chats,
         tokens=options["tokens"],
         context=options["context"],

@@ -36,8 +36,9 @@ class Size(click.ParamType):
 
 @click.command("serve")
 @model_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080,
+              help="Port to listen on; 0 takes a free one.")  # fmt: skip
 @click.option(
     "--api-key",
     envvar="MLXSTEER_API_KEY",
@@ -51,29 +52,30 @@ class Size(click.ParamType):
     "allow_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Let the pages of another site call, e.g. http://localhost:3000. May be repeated.",
+    help="Let the pages of another site call, e.g. http://localhost:3000. May be given several"
+    " times.",
 )
 @click.option(
     "--allow-host",
     "allow_hosts",
     multiple=True,
     metavar="NAME",
-    help="A further name of this machine, e.g. behind a proxy. May be repeated.",
+    help="A further name of this machine, e.g. behind a proxy. May be given several times.",
 )
-@click.option("--temp", "temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True,
+@click.option("--temp", "temperature", type=click.FloatRange(0, 2), default=0.0,
               help="Of requests that name no temperature.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(1), default=2048, show_default=True,
+@click.option("--max-tokens", type=click.IntRange(1), default=2048,
               help="Of requests that name no limit.")  # fmt: skip
-@click.option("--max-running", type=click.IntRange(1), default=16, show_default=True,
+@click.option("--max-running", type=click.IntRange(1), default=16,
               help="Answers written at the same time.")  # fmt: skip
-@click.option("--max-queued", type=click.IntRange(0), default=64, show_default=True,
+@click.option("--max-queued", type=click.IntRange(0), default=64,
               help="Requests that may wait; beyond them come 429s.")  # fmt: skip
-@click.option("--cache-size", type=Size(), default="2G", show_default=True,
+@click.option("--cache-size", type=Size(), default="2G",
               help="Memory for prompts that may come again.")  # fmt: skip
-@click.option("--disk-cache-size", type=Size(), default="0", show_default=True,
+@click.option("--disk-cache-size", type=Size(), default="0",
               help="Disk for long ones, which then outlive the server. E.g. 20G.")  # fmt: skip
 @click.option("--drain", "drain_seconds", type=click.FloatRange(0), default=30.0,
-              show_default=True, help="Seconds that a shutdown waits for answers.")  # fmt: skip
+              help="Seconds that a shutdown waits for answers.")  # fmt: skip
 @dtype_option
 @force_option
 def command(
