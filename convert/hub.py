@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,38 @@ class HubSource:
     def fetch(self, shard: str, progress: Progress) -> None:
         """Download a shard unless it is here.
 
-        The client takes up a cut connection by itself, but gives its partial files names of one
-        process: a new run starts the shard anew, so a stop costs the download of one at most.
+        Over plain HTTP a later run goes on where one was cut. With Xet, which is faster, the Hub's
+        client keeps nothing of a cut file, so a stop costs the download of one shard at most.
         """
         if self._cached(shard) or self._whole(shard):
             return
         self._sweep()
         size = self.checkpoint.shards[shard].nbytes
         bar = _status_bar(progress, shard, size)
+        folder = self._downloads_to
+        if folder is not None and not _has_xet():
+            self._ask(lambda hub: self._download(hub, folder / shard, size, bar))
+            return
         self._ask(lambda hub: hub.hf_hub_download(
-            self._repo, shard, revision=self._commit, local_dir=self._downloads_to, tqdm_class=bar
+            self._repo, shard, revision=self._commit, local_dir=folder, tqdm_class=bar
         ))  # fmt: skip
+
+    def _download(self, hub: Any, target: Path, size: int, bar: Any) -> None:
+        """Append to what an earlier run got of a file; it has its name when it is whole."""
+        from huggingface_hub.file_download import http_get
+
+        partial = target.with_name(f"{target.name}.part")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("ab") as file:
+            http_get(
+                hub.hf_hub_url(self._repo, target.name, revision=self._commit),
+                file,
+                resume_size=file.tell(),
+                headers=hub.utils.build_hf_headers(),
+                expected_size=size,
+                tqdm_class=bar,
+            )
+        partial.replace(target)
 
     def locate(self, shard: str) -> Path:
         if cached := self._cached(shard):
@@ -157,6 +179,13 @@ class HubSource:
             return question(huggingface_hub)
         except Exception as error:  # the client and its HTTP library raise a dozen unrelated kinds
             raise ConvertError(reason(self._repo, error)) from error
+
+
+def _has_xet() -> bool:
+    """As the Hub's client decides it: its Xet package is there, and not switched off."""
+    from huggingface_hub import constants
+
+    return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
 
 
 def reason(repo: str, error: Exception) -> str:

@@ -112,17 +112,37 @@ def test_a_network_cut_inside_a_shard_is_taken_up_where_it_stopped(
     assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "local")
 
 
+@pytest.mark.parametrize("xet", [False, True])
 def test_a_network_that_stays_away_loses_at_most_one_shard(
-    hub: StandIn, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: StandIn, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xet: bool
 ) -> None:
-    hub.cuts["model-00003-of-00006.safetensors"] = [50_000, *([0] * 10)]
+    """Over plain HTTP the next run asks for the rest alone; with Xet's client for the whole."""
+    shard = "model-00003-of-00006.safetensors"
+    hub.cuts[shard] = [50_000, *([0] * 10)]
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(hub_module, "_has_xet", lambda: xet)
     with pytest.raises(ConvertError, match="run the same command"):
         convert_repo(tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) == 2
     hub.cuts.clear()
     assert convert_repo(tmp_path / "out").resumed == 2
     assert hub.sent["model-00002-of-00006.safetensors"] == size(weights, 2)
+    assert hub.sent[shard] == size(weights, 3) + (50_000 if xet else 0)
+    run(weights, tmp_path / "local")
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "local")
+
+
+def test_a_partial_download_that_was_damaged_is_dropped_and_fetched_anew(
+    hub: StandIn, weights: Path, tmp_path: Path
+) -> None:
+    """As a power cut leaves it: of the right length, but zeros."""
+    name = "model-00001-of-00006.safetensors"
+    folder = tmp_path / "out" / WORK_DIR / "download"
+    folder.mkdir(parents=True)
+    (folder / f"{name}.part").write_bytes(bytes(1000))
+    with pytest.raises(ConvertError, match="does not have the sha256"):
+        convert_repo(tmp_path / "out")
+    convert_repo(tmp_path / "out")
     run(weights, tmp_path / "local")
     assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "local")
 
