@@ -6,7 +6,6 @@ no generator, no reuse.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,13 @@ import mlx.core as mx
 import pytest
 
 import mlxsteer
-from mlxsteer.errors import ContextLengthError, MlxsteerError, UsageError, VectorError
-from mlxsteer.generation import Piece, Sampling
+from mlxsteer.errors import ContextLengthError, UsageError, VectorError
+from mlxsteer.generation import Sampling
 from mlxsteer.model import Model
-from mlxsteer.prompting import first_phase
 from mlxsteer.session import Session
-from tests.chat_models import END, WORDS, chat_folder, random_directions, write_tokenizer
+from tests.chat_models import END, WORDS, chat_folder, write_tokenizer
+from tests.conversations import SHORT, expect_turn, from_nothing, keep_push, prompt_of, tokens_of
 from tests.v4 import random_models
-
-SHORT = Sampling(max_tokens=12)
 
 
 @pytest.fixture(autouse=True)
@@ -40,45 +37,6 @@ def model(tiny: Model) -> Model:
     """The tiny model, with a vector `push` among the user's."""
     keep_push(tiny)
     return tiny
-
-
-def keep_push(model: Model) -> None:
-    from mlxsteer import library
-
-    library.save(random_directions(width=model.d_model, n_layers=model.n_layers), model.key)
-
-
-def from_nothing(model: Model, prompt: list[int], steer: Any, count: int) -> list[int]:
-    """Greedy tokens, each from a pass over the whole sequence; ends with the end token."""
-    tokens: list[int] = []
-    plan = model.plan(steer)
-    while len(tokens) < count:
-        cache = model.make_cache()
-        cache[-1].rows[0].first = first_phase(model, prompt)
-        logits = model.logits(prompt + tokens, plan, cache, prompt_length=len(prompt))
-        tokens.append(int(mx.argmax(logits[-1]).item()))
-        if tokens[-1] in model.tokenizer.eos_token_ids:
-            break
-    return tokens
-
-
-def tokens_of(pieces: Iterator[Piece]) -> list[int]:
-    return [piece.token for piece in pieces if piece.token >= 0]
-
-
-def expect_turn(session: Session, text: str) -> list[int]:
-    """Ask, and check the answer against the reference; returns its tokens."""
-    prompt = prompt_of(session, text)
-    steer = session.plan
-    got = tokens_of(session.ask(text))
-    assert got == from_nothing(session.model, prompt, steer, session.sampling.max_tokens)
-    return got
-
-
-def prompt_of(session: Session, text: str) -> list[int]:
-    system = [{"role": "system", "content": session.system}] if session.system else []
-    messages = [*system, *session.messages, {"role": "user", "content": text}]
-    return session.model.render(messages, thinking=session.thinking)
 
 
 # --- the cache ----------------------------------------------------------------------------------
@@ -359,74 +317,6 @@ def test_an_interrupt_while_the_prompt_is_read_keeps_what_was_read(
     assert session.messages == []
     expect_turn(session, "w3 " * 14)
     assert session.last.cached_tokens == 10
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-def test_a_saved_chat_goes_on_identically(model: Model, tmp_path: Path) -> None:
-    sampling = Sampling(max_tokens=12, temp=0.8, seed=7)
-    session = Session(model, steer="push:1r@generated", system="w1", sampling=sampling)
-    list(session.ask("w3 w4"))
-    session.save(tmp_path / "chat.json")
-    again = Session(model)
-    again.load(tmp_path / "chat.json")
-    assert (again.system, again.sampling, str(again.plan)) == ("w1", sampling, str(session.plan))
-    assert tokens_of(again.ask("w5")) == tokens_of(session.ask("w5"))
-    assert again.messages == session.messages
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("{", "is not a saved chat"),
-        ("[]", "no format_version"),
-        ('{"format_version": 1}', "'model' is missing"),
-        (
-            '{"format_version": 1, "model": "m", "steer": "", "system": null, "thinking": false,'
-            ' "sampling": {"tmp": 1}, "messages": []}',
-            "tmp",
-        ),
-        (
-            '{"format_version": 1, "model": "m", "steer": "", "system": null, "thinking": false,'
-            ' "sampling": {}, "messages": [{"role": "king", "content": ""}]}',
-            "king",
-        ),
-        (
-            '{"format_version": 1, "model": "m", "steer": "nosuch:3", "system": null,'
-            ' "thinking": false, "sampling": {}, "messages": []}',
-            "nosuch",
-        ),
-    ],
-)
-def test_a_file_that_is_no_chat_changes_nothing(
-    model: Model, tmp_path: Path, content: str, says: str
-) -> None:
-    session = Session(model, steer="push:1r", sampling=SHORT)
-    expect_turn(session, "w3")
-    before = (list(session.messages), session.plan, session.sampling)
-    (tmp_path / "chat.json").write_text(content)
-    with pytest.raises(MlxsteerError, match=says) as caught:
-        session.load(tmp_path / "chat.json")
-    assert not isinstance(caught.value, UsageError)
-    assert (session.messages, session.plan, session.sampling) == before
-
-
-def test_save_replaces_no_other_file(model: Model, tmp_path: Path) -> None:
-    notes = tmp_path / "notes.txt"
-    notes.write_text("mine")
-    with pytest.raises(MlxsteerError, match="not a saved chat"):
-        Session(model).save(notes)
-    assert notes.read_text() == "mine"
-
-
-def test_steering_by_arrays_is_not_saved_under_a_name_that_means_other_arrays(
-    model: Model, tmp_path: Path
-) -> None:
-    other = random_directions(seed=5)
-    with pytest.raises(MlxsteerError, match="given as arrays"):
-        Session(model, steer=(other, "1r")).save(tmp_path / "chat.json")
-    assert not (tmp_path / "chat.json").exists()
 
 
 def test_an_unknown_vector_leaves_the_steering(model: Model) -> None:
