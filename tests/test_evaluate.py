@@ -268,6 +268,19 @@ def test_a_vector_of_another_architecture_needs_force(folder, tiny):
     assert CliRunner().invoke(main, [*arguments, "--force"]).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "word", "--judge-model", "wise"],
+        ["sae", "label", "12", "--namer-model", "wise"],
+    ],
+)
+def test_the_model_of_an_endpoint_that_is_not_named_is_refused(words):
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "Give both" in result.stderr
+
+
 def test_the_command_without_a_known_set_says_what_to_type(folder, tiny):
     library.save(towards(tiny), "tiny")
     result = CliRunner().invoke(main, ["evaluate", "word", "--model", str(folder)])
