@@ -1,7 +1,8 @@
 """Who is being served now: prompts in prefill, rows in decoding, and the turn they take.
 
 In a turn prompts advance by a slice that takes about a quarter of a second, then every decoding
-row gets a token, so a long prompt slows its neighbours and never stalls them.
+row gets a token, so a long prompt slows its neighbours and never stalls them. Prompts that end
+within the slice run in one batch.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from mlxsteer.plan import Plan
 from mlxsteer.server.answering import Answering
 from mlxsteer.server.decoding import Batch
 from mlxsteer.server.jobs import Generation
-from mlxsteer.server.prefilling import Prefill
+from mlxsteer.server.prefilling import Prefill, advance_together
 
 if TYPE_CHECKING:
     from mlxsteer.model import Model
     from mlxsteer.server.prefix import PrefixCache
 
 SLICE_SECONDS = 0.25
+ALIKE = 2  # prompts run in one batch if none is so many times as long as another, or all are short
 FIRST_RATE = 1000.0  # prompt tokens per second, before any were measured
 MIN_SLICE = 32
 SHORT = 1024  # tokens; rows up to here decode in one batch,
@@ -128,9 +130,11 @@ class Floor:
     def _prefill_slice(self) -> None:
         spent = 0
         while self._prefills and (left := self._slice() - spent) > 0:
-            prefill = self._prefills.popleft()
-            if not prefill.row.done:
-                spent += max(1, self._advance(prefill, left))
+            group = self._fitting(left) or [self._prefills[0]]
+            self._prefills = deque(prefill for prefill in self._prefills if prefill not in group)
+            going = [prefill for prefill in group if not prefill.row.done]
+            if going:
+                spent += max(1, self._advance(going, left))
 
     def _slice(self) -> int:
         """Prompt tokens of a turn: as many as run well at once, when nobody waits beside them."""
@@ -138,23 +142,44 @@ class Floor:
             return PREFILL_STEP
         return max(MIN_SLICE, min(PREFILL_STEP, int(self._rate * SLICE_SECONDS)))
 
-    def _advance(self, prefill: Prefill, limit: int) -> int:
-        """Run a slice of one prompt; it goes on to decoding, to the end of the line, or fails."""
+    def _fitting(self, limit: int) -> list[Prefill]:
+        """The first prompt and others like it that end together within `limit` tokens."""
+        found: list[Prefill] = []
+        for prefill in self._prefills if self.batches_rows else ():
+            lengths = [one.left for one in (*found, prefill)]
+            alike = max(lengths) <= max(MIN_SLICE, ALIKE * min(lengths))
+            if prefill.joinable and alike and max(lengths) * len(lengths) <= limit:
+                found.append(prefill)
+            elif not found:
+                break
+        return found
+
+    def _advance(self, group: list[Prefill], limit: int) -> int:
+        """Run one prompt's slice, or several whole prompts at once; returns how many tokens."""
         started = time.monotonic()
         try:
-            count = prefill.advance(limit)
+            count = group[0].advance(limit) if len(group) == 1 else advance_together(group)
         except Exception as error:
-            log.exception("request %s failed in prefill", prefill.row.generation.id)
-            prefill.row.fail(f"The prompt could not be processed: {error}")
-            return 0
+            return self._failed(group, error)
         if count >= MIN_SLICE:
             rate = count / max(1e-6, time.monotonic() - started)
             self._rate += 0.3 * (rate - self._rate)
-        if prefill.left:
-            self._prefills.append(prefill)
-        else:
-            self._join(prefill)
+        for prefill in group:
+            if prefill.left:
+                self._prefills.append(prefill)
+            else:
+                self._join(prefill)
         return count
+
+    def _failed(self, group: list[Prefill], error: Exception) -> int:
+        """A prompt that fails alone ends its answer; of several, each is tried alone."""
+        if len(group) > 1:
+            log.warning("%d prompts failed together (%s); trying each alone", len(group), error)
+            return sum(self._advance([prefill.anew()], PREFILL_STEP) for prefill in group)
+        row = group[0].row
+        log.error("request %s failed in prefill", row.generation.id, exc_info=error)
+        row.fail(f"The prompt could not be processed: {error}")
+        return 0
 
     def _join(self, prefill: Prefill) -> None:
         row, key, reach = prefill.row, 0, SHORT

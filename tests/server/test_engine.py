@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ from mlxsteer.errors import MlxsteerError
 from mlxsteer.generation import Sampling, stream
 from mlxsteer.model import Model
 from mlxsteer.probe import probe_of
-from mlxsteer.server import decoding, floor
+from mlxsteer.server import decoding, floor, prefilling
 from mlxsteer.server.engine import Engine, Event, Generation, Job
 from mlxsteer.server.floor import Floor
 from mlxsteer.server.prefilling import Prefill
@@ -227,6 +228,40 @@ def test_a_long_prompt_does_not_stall_its_neighbours(
     assert slices[2:] == list(range(slices[2], slices[2] + len(slices) - 2))  # a token per slice
     assert long.prefilled >= 150
     assert answers_of([long]) == [alone(tiny, "w3 " * 150, tiny.plan(None), GREEDY)]
+
+
+def test_prompts_that_wait_together_are_run_together(
+    engine: Engine, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+
+    def counted(prefills: Sequence[Prefill]) -> int:
+        groups.append(len(prefills))
+        return prefilling.advance_together(prefills)
+
+    monkeypatch.setattr(floor, "advance_together", counted)
+    plans = plans_of(tiny)
+    asked = [*zip(QUESTIONS, plans, strict=True), ("w3 " * 100, plans[0])]
+    with standing(engine):
+        going = [engine.submit(job(tiny, q, p)) for q, p in asked]
+    assert answers_of(going) == [alone(tiny, q, p, GREEDY) for q, p in asked]
+    assert groups[0] == len(QUESTIONS)  # and the long one apart
+    assert sum(groups) == len(QUESTIONS)
+
+
+def test_prompts_go_on_together_from_what_is_kept_of_each(tiny: Model) -> None:
+    engine = Engine(tiny, max_running=8, prefix_cache=PrefixCache())
+    engine.start()
+    first = [engine.submit(job(tiny, q)) for q in QUESTIONS]
+    assert all(answers_of(first))
+    longer = [f"{q} w20 w21 w22" for q in QUESTIONS]
+    plans = plans_of(tiny)
+    with standing(engine):
+        going = [engine.submit(job(tiny, q, p)) for q, p in zip(longer, plans, strict=True)]
+    wanted = [alone(tiny, q, p, GREEDY) for q, p in zip(longer, plans, strict=True)]
+    assert answers_of(going) == wanted
+    assert sum(generation.cached_tokens > 0 for generation in going) >= 3
+    engine.close()
 
 
 def test_rows_of_very_different_length_decode_apart_and_right(

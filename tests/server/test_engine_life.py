@@ -15,6 +15,7 @@ from mlxsteer.model import Model
 from mlxsteer.plan import PROMPT, Plan, SiteEdit
 from mlxsteer.progress import progress, reporting
 from mlxsteer.server.engine import Busy, Closing, Engine, Job
+from mlxsteer.server.prefix import PrefixCache
 from tests.chat_models import random_directions
 from tests.server.engines import (
     GREEDY,
@@ -101,6 +102,35 @@ def test_a_row_that_breaks_the_shared_step_ends_alone(engine: Engine, tiny: Mode
     events = list(bad.events())
     assert (events[-1].finish_reason, len(tokens_of(events))) == ("error", 1)
     assert answers_of(good) == [alone(tiny, q, p, sampling) for q, p in asked]
+
+
+class BrokenPrompt(BrokenPlan):
+    """A plan with which a prompt cannot be run."""
+
+    def __init__(self, plan: Plan):
+        super().__init__(plan)
+        self.key = "broken prompt"
+
+    def edit(self, phase: int, *rest: Any) -> dict[Any, Any]:
+        return super().edit(0, *rest)
+
+
+@pytest.mark.parametrize("kept", [None, PrefixCache()])
+def test_a_prompt_that_fails_beside_others_fails_alone(
+    tiny: Model, kept: PrefixCache | None
+) -> None:
+    plans = plans_of(tiny)
+    engine = Engine(tiny, prefix_cache=kept)
+    engine.start()
+    with standing(engine):
+        asked = list(zip(QUESTIONS, plans, strict=True))
+        good = [engine.submit(job(tiny, q, p)) for q, p in asked[:2]]
+        bad = engine.submit(job(tiny, "w1 w2 w3", BrokenPrompt(plans[1])))
+        good += [engine.submit(job(tiny, q, p)) for q, p in asked[2:]]
+    (end,) = bad.events()
+    assert (end.finish_reason, "could not be processed" in (end.error or "")) == ("error", True)
+    assert answers_of(good) == [alone(tiny, q, p, GREEDY) for q, p in asked]
+    engine.close()
 
 
 def test_a_live_change_survives_a_failed_step(engine: Engine, tiny: Model) -> None:
