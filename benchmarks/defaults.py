@@ -43,7 +43,9 @@ def compare(model: Model, names: list[str], over: str, width: int) -> None:
     for name in names:
         vector = model.extract(name)
         amounts = () if over == "ops" else DOSES  # a projection's are shares
-        options = {**PROTOCOL, "over": over, "width": width, "amounts": amounts}
+        options = {**PROTOCOL, "over": over, "amounts": amounts}
+        if over == "layers":
+            options["width"] = width
         found = sweep(model, vector, store=model_store(model), **options)
         for variant in dict.fromkeys(cell.variant for cell in found.cells):
             columns[variant][name] = strongest(found, variant)

@@ -33,7 +33,7 @@ def main() -> None:
         " brown: asked in the prompt; dashed grey: perplexity, × unsteered",
         fontsize=11,
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.985))
     figure.savefig(TARGET, dpi=100)
     print("written to", TARGET.relative_to(ROOT))
 

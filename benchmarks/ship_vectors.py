@@ -124,8 +124,7 @@ bootstrap 95% intervals, turned so that more of the name is positive. `mlxsteer 
 prints every line of a verdict; the limits that it is judged by are in `mlxsteer/verdict.py`.
 
 {works} of {total} sets work; {better} of them do more than asking for the trait in the prompt.
-Not evaluated yet: {missing}.
-
+{missing}
 """
 HEADS = (
     "vector", "verdict", "at", "metric", "unsteered", "effect", "asking", "beats random",
@@ -137,7 +136,8 @@ def page(verdicts: Mapping[str, Any]) -> str:
     """docs/library.md."""
     works = [data for data in verdicts.values() if data["verdict"] != FAILS]
     better = sum(data["verdict"] == WORKS for data in works)
-    missing = ", ".join(sorted(set(available()) - set(verdicts))) or "none"
+    names = ", ".join(sorted(set(available()) - set(verdicts)))
+    missing = f"Not evaluated yet: {names}.\n" if names else ""
     counts = {"works": len(works), "total": len(verdicts), "better": better, "missing": missing}
     order = {WORKS: 0, NOT_BETTER: 1, FAILS: 2}
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
