@@ -42,7 +42,7 @@ class Order:
 
     layer: int
     site: str = "residual"
-    sources: tuple[str, ...] = (corpus.PYTHON_DOCS,)
+    sources: tuple[str, ...] = corpus.AT_HAND
     self_chats: int = 0
     tokens: int = 200_000
     context: int = corpus.CONTEXT

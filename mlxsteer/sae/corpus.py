@@ -28,6 +28,7 @@ CONTEXT = 128  # tokens of a window
 PIECE = 4000  # characters that are tokenized together
 PYTHON_DOCS = "python-docs"  # a corpus that is wherever Python is
 CONTRAST_SETS = "contrast-sets"  # and one that comes with us
+AT_HAND = (PYTHON_DOCS, CONTRAST_SETS)
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+)\Z")
 
 Messages = list[dict[str, Any]]
