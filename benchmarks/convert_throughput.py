@@ -1,8 +1,10 @@
 """Lossless conversion beside `cp` of the same bytes, in turns, and peak memory. A few minutes.
 
-    python benchmarks/convert_throughput.py [--experts 64] [--layers 2] [--recipe lossless]
+    python -m benchmarks.convert_throughput [--experts 64] [--layers 2] [--recipe lossless]
 
-Two layers of real width (4096) with fewer experts; random codes, in the official formats.
+Two layers of real width (4096) with fewer experts; random codes, in the official formats. The
+second conversion knows the source's sha256, as after a download, and checks it. Processor time is
+printed beside wall time because other work on the machine changes only the latter.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+
+from mlxsteer.convert.shard_file import file_sha256
 
 ROUNDS = 3
 
@@ -67,6 +72,37 @@ def codes(dtype: str, nbytes: int) -> bytes:
     return np.resize(TILE, nbytes).tobytes()
 
 
+@dataclass
+class Run:
+    """One way to copy the source, once a round: seconds of wall and of processor time."""
+
+    walls: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    @property
+    def wall(self) -> float:
+        return median(self.walls)
+
+
+@dataclass
+class Facts:
+    """What was measured. `fixed` seconds of a conversion come before its first byte."""
+
+    total: int
+    largest: int
+    cp: Run = field(default_factory=Run)
+    convert: Run = field(default_factory=Run)
+    checked: Run = field(default_factory=Run)
+    fixed: list[float] = field(default_factory=list)
+    peak: int = 0
+    imports: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Of cp's rate, by wall time."""
+        return self.cp.wall / self.convert.wall
+
+
 def worker(source: Path, out: Path, recipe: str) -> None:
     """Convert in a process of its own; print seconds and the growth of peak memory."""
     from mlxsteer.convert.plan import make_plan
@@ -76,22 +112,78 @@ def worker(source: Path, out: Path, recipe: str) -> None:
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     local = LocalSource(source)
+    plan = make_plan(local.checkpoint, RECIPES[recipe])
     started = time.perf_counter()
-    convert(local, make_plan(local.checkpoint, RECIPES[recipe]), out)
+    convert(local, plan, out)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024
-    print(json.dumps({"seconds": seconds, "peak": after * unit, "idle": before * unit}))
+    print(json.dumps({"seconds": seconds, "peak": after * unit, "imports": before * unit}))
 
 
 def copy(source: Path, out: Path) -> float:
-    """`cp` of the folder, on disk when it ends, as a converted shard is."""
+    """`cp` of the folder, on disk when it ends, as a converted shard is. Seconds."""
     started = time.perf_counter()
     subprocess.run(["cp", "-r", source, out], check=True)
     for path in out.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     return time.perf_counter() - started
+
+
+def processor_time() -> float:
+    """Of all processes that this one has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(place: Path, layers: int = 2, experts: int = 64, recipe: str = "lossless") -> Facts:
+    """ROUNDS of each in turn."""
+    source = write_source(place / "source", layers, experts)
+    files = sorted(source.glob("*.safetensors"))
+    sizes = [file.stat().st_size for file in files]
+    facts = Facts(sum(sizes), max(sizes))
+    sums = source / "SHA256SUMS"
+    digests = [f"{file_sha256(file)}  {file.name}" for file in files]
+    for _ in range(ROUNDS):
+        used = processor_time()
+        facts.cp.walls.append(copy(source, place / "copy"))
+        facts.cp.processor.append(processor_time() - used)
+        shutil.rmtree(place / "copy")
+        convert_once(source, place / "out", recipe, facts, facts.convert)
+        sums.write_text("\n".join(digests))
+        convert_once(source, place / "out", recipe, facts, facts.checked)
+        sums.unlink()
+    return facts
+
+
+def convert_once(source: Path, out: Path, recipe: str, facts: Facts, run: Run) -> None:
+    words = [sys.executable, "-m", "benchmarks.convert_throughput", "--recipe", recipe]
+    used, started = processor_time(), time.perf_counter()
+    done = subprocess.run([*words, "--worker", source, out], check=True, stdout=subprocess.PIPE)
+    wall = time.perf_counter() - started
+    found = json.loads(done.stdout)
+    run.walls.append(found["seconds"])
+    run.processor.append(processor_time() - used)
+    facts.fixed.append(wall - found["seconds"])
+    facts.peak = max(facts.peak, found["peak"])
+    facts.imports = found["imports"]
+    shutil.rmtree(out)
+
+
+def show(facts: Facts) -> None:
+    gigabytes = facts.total / 1e9
+    largest = facts.largest / 1e9
+    print(f"source: {gigabytes:.2f} GB, largest layer {largest:.2f} GB; {ROUNDS} rounds in turn,"
+          f" load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")  # fmt: skip
+    runs = {"cp": facts.cp, "convert": facts.convert, "convert, source checked": facts.checked}
+    for name, run in runs.items():
+        rates = f"{gigabytes / run.wall:5.2f} GB/s  {facts.cp.wall / run.wall:5.2f}x of cp"
+        print(f"{name:24} {run.wall:7.2f} s  {rates}   processor {median(run.processor):5.2f} s")
+    print(f"fixed cost, not in the above (process, imports, headers, plan): "
+          f"{median(facts.fixed):.2f} s")  # fmt: skip
+    print(f"peak memory {facts.peak / 1e9:.2f} GB, {facts.imports / 1e9:.2f} GB of it imports;"
+          f" {facts.peak / facts.largest:.2f} of the largest layer")  # fmt: skip
 
 
 def main() -> None:
@@ -102,32 +194,10 @@ def main() -> None:
     options.add_argument("--worker", nargs=2, type=Path, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.worker:
-        worker(*chosen.worker, chosen.recipe)
+        worker(chosen.worker[0], chosen.worker[1], chosen.recipe)
         return
     with tempfile.TemporaryDirectory() as place:
-        compare(Path(place), chosen)
-
-
-def compare(place: Path, chosen: argparse.Namespace) -> None:
-    source = write_source(place / "source", chosen.layers, chosen.experts)
-    files = sorted(source.glob("*.safetensors"))
-    total, largest = sum(f.stat().st_size for f in files), max(f.stat().st_size for f in files)
-    copies, conversions, facts = [], [], {"peak": 0, "idle": 0}
-    for _ in range(ROUNDS):
-        copies.append(copy(source, place / "copy"))
-        shutil.rmtree(place / "copy")
-        words = [sys.executable, __file__, "--recipe", chosen.recipe, "--worker", source]
-        done = subprocess.run([*words, place / "out"], check=True, stdout=subprocess.PIPE)
-        facts = json.loads(done.stdout)
-        conversions.append(facts["seconds"])
-        shutil.rmtree(place / "out")
-    ratio = median(copies) / median(conversions)
-    print(f"source: {total / 1e9:.2f} GB, largest layer {largest / 1e9:.2f} GB; {ROUNDS} rounds")
-    print(f"cp       {median(copies):7.2f} s  {total / 1e9 / median(copies):5.2f} GB/s")
-    print(f"convert  {median(conversions):7.2f} s  {total / 1e9 / median(conversions):5.2f} GB/s")
-    print(f"convert / cp: {ratio:.2f}x of cp's rate")
-    print(f"peak memory {facts['peak'] / 1e9:.2f} GB, {facts['idle'] / 1e9:.2f} GB of it imports;"
-          f" {facts['peak'] / largest:.2f} of the largest layer")  # fmt: skip
+        show(measure(Path(place), chosen.layers, chosen.experts, chosen.recipe))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,18 @@ from mlxsteer.models.deepseek_v4 import launches
 FOLDER = "models.deepseek_v4"
 
 
-def language_model(folder: Path, config: dict[str, Any]) -> Any:
-    """Its model with random weights, without the package's other parts. Exact top-k."""
+def packages(folder: Path) -> None:
+    """Make its DeepSeek-V4 modules importable, without the package's other parts."""
     sys.path.insert(0, str(folder))
     for name in ("mlx_vlm", "mlx_vlm.models", f"mlx_vlm.{FOLDER}"):
         package = types.ModuleType(name)
         package.__path__ = [str(folder / name.replace(".", "/"))]
         sys.modules[name] = package
+
+
+def language_model(folder: Path, config: dict[str, Any]) -> Any:
+    """Its model with random weights. Exact top-k."""
+    packages(folder)
     settings = importlib.import_module(f"mlx_vlm.{FOLDER}.config")
     language = importlib.import_module(f"mlx_vlm.{FOLDER}.language")
     model = language.LanguageModel(settings.ModelConfig.from_dict(config | {"index_block": 0}))

@@ -12,7 +12,8 @@ import pytest
 
 from mlxsteer.convert.layout import Matrix, model_layout
 from tests.convert import reference
-from tests.convert.conftest import FIXTURES, TINY, run
+from tests.convert.conftest import TINY, run
+from tests.convert.golden import our_errors
 
 CONFIG = json.loads((TINY / "config.json").read_text())
 QUANTISED = [
@@ -112,20 +113,7 @@ def test_early_downloads_without_expert_dtype_give_the_same_bytes(
 def test_our_module_loads_every_recipe_with_strict_names(
     recipe: str, converted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mlx_lm.utils import load_model
-
-    from mlxsteer.models.deepseek_v4 import Model, ModelArgs
-
-    golden = np.load(FIXTURES / "tiny_fp8fp4.npz")
-    model, _ = load_model(
-        converted(recipe),
-        get_model_classes=lambda config: (Model, ModelArgs),
-        model_config={"activation_rounding": False},
-    )
-    model.set_dtype(mx.float32)  # bf16 accumulates in bf16 on the CPU backend
-    tokens = 200 if recipe == "lossless" else 48
-    logits = np.array(model(mx.array(golden["ids"][None, :tokens]))[0])
-    error = np.abs(logits - golden["logits"][:tokens])
+    error = our_errors(converted(recipe), 200 if recipe == "lossless" else 48)
     with capsys.disabled():
         print(f"\n  {recipe}: logit error rms {np.sqrt(np.mean(error**2)):.2e}", end="")
     assert error.max() < (1e-4 if recipe == "lossless" else 8)
