@@ -146,8 +146,9 @@ def find_command(
               help="Features drawn by lot, where FEATURES names none.")  # fmt: skip
 @click.option("--seed", type=int, default=0,
               help="Which features and snippets are drawn.")  # fmt: skip
-@click.option("--namer", default="local", metavar="local|URL",
-              help="The model itself, or an endpoint that speaks chat completions.")  # fmt: skip
+@click.option("--namer", default="local", metavar="local|words|URL",
+              help="The model itself, the words that snippets share (no model runs), or an endpoint"
+              " that speaks chat completions.")  # fmt: skip
 @click.option("--namer-model", metavar="NAME", help="The endpoint's model.")
 @dtype_option
 @json_option
@@ -173,20 +174,25 @@ def label_command(
     """
     from mlxsteer.judgebackends import EndpointJudge, LocalJudge
     from mlxsteer.sae import index, label, labels
+    from mlxsteer.sae.label import ModelNamer
+    from mlxsteer.sae.wordnames import WordNamer
 
-    if namer == "local" and namer_model:
+    if namer in ("local", "words") and namer_model:
         raise UsageError("--namer-model goes with --namer URL. Give both.")
-    if namer != "local" and not namer_model:
+    if namer not in ("local", "words") and not namer_model:
         raise UsageError("An endpoint serves several models. Say which: --namer-model NAME.")
     named = number_list(features, int, "features", "12,40") if features.strip() else ()
-    who: Any
+    who: label.Namer
     if namer == "local":
         model = load_model(model_name, dtype)
-        path, who, by = chosen(sae_name, model.key), LocalJudge(model), model.label
+        path, who, by = chosen(sae_name, model.key), ModelNamer(LocalJudge(model)), model.label
+        known = index.read(path)
     else:
         path = chosen(sae_name, key_of(model_name))
-        who, by = EndpointJudge(namer, str(namer_model)), str(namer_model)
-    known = index.read(path)
+        known = index.read(path)
+        who, by = WordNamer(known), namer
+        if namer_model:
+            who, by = ModelNamer(EndpointJudge(namer, namer_model)), namer_model
     numbers = list(named) or label.choose(known, count, seed)
     made = label.label(
         known, numbers, who, by, seed=seed,

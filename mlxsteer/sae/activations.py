@@ -83,14 +83,18 @@ class Activations:
                 for at in range(0, self.n_rows, ROWS_AT_A_TIME)
             ]
         )
-        massive = np.flatnonzero(norms > MASSIVE * np.median(norms))
-        return replace(self, massive=tuple(massive.tolist()))
+        return replace(self, massive=tuple(np.flatnonzero(massive(norms)).tolist()))
 
     def _ordinary(self, start: int, end: int) -> np.ndarray:
         return np.setdiff1d(np.arange(start, end), np.array(self.massive, np.int64))
 
     def _map(self) -> np.memmap:
         return np.memmap(self.path, np.uint16, "r", shape=(self.n_rows, self.d_model))
+
+
+def massive(norms: np.ndarray) -> np.ndarray:
+    """bool [n]: which of states of these norms [n] are massive among them."""
+    return norms > MASSIVE * np.median(norms)
 
 
 def split(found: Sequence[Window]) -> tuple[list[Window], list[Window]]:

@@ -165,10 +165,12 @@ class _Tally:
         return self._top.max(axis=1)
 
     def add(self, dictionary: Dictionary, states: mx.array, batch: Sequence[Window]) -> None:
-        """Takes in the states of a batch, window after window."""
+        """Takes in the states of a batch, window after window; on massive ones nothing fires."""
         row = 0
+        massive = activations.massive(np.array(mx.linalg.norm(states, axis=-1)))
         for window in batch:
             acts = np.array(dictionary.encode(states[row : row + window.kept]))
+            acts[massive[row : row + window.kept]] = 0
             row += window.kept
             self.fired += (acts > 0).sum(axis=0)
             self.total += acts.sum(axis=0)

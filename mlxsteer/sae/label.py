@@ -28,13 +28,36 @@ DENSITIES = (0.0005, 0.05)  # of features that are worth a name: neither flukes 
 
 
 class Namer(Protocol):
-    """Who is asked; the judges of `judgebackends` can."""
+    """Who names, and is put to the test."""
+
+    def name(self, shown: Sequence[Snippet]) -> str:
+        """What the places where these fire have in common, in a few words."""
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+        """Per comparison -1..1: above 0 when the first fits better; nan when unreadable."""
+
+
+class Judge(Protocol):
+    """A model that can be asked: those of `judgebackends`."""
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """The reply to each prompt."""
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
-        """Per comparison -1..1: above 0 when the first fits better; nan when unreadable."""
+        """See `Namer`."""
+
+
+@dataclass(frozen=True)
+class ModelNamer:
+    """Lets a model name features."""
+
+    judge: Judge
+
+    def name(self, shown: Sequence[Snippet]) -> str:
+        return self.judge.ask([naming_prompt(shown)])[0]
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+        return self.judge.compare(comparisons)
 
 
 @dataclass(frozen=True)
@@ -102,7 +125,7 @@ def _label(index: Index, feature: Feature, namer: Namer, by: str, draw: random.R
             f"Feature {feature.index} has {len(feature.snippets)} snippets and {len(silent)}"
             f" stretches without it; {FEWEST} and 2 are needed. Choose others: mlxsteer sae find"
         )
-    name = _clean(namer.ask([naming_prompt(feature.snippets[0::2][:SHOWN])])[0])
+    name = _clean(namer.name(feature.snippets[0::2][:SHOWN]))
     tested = feature.snippets[1::2][:PAIRS]
     others = draw.sample(silent, min(len(tested), len(silent)))
     accuracy, bias = detection(

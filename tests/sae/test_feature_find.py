@@ -23,6 +23,7 @@ from mlxsteer.sae import activations, corpus, find, folder, index, indexing, lab
 from mlxsteer.sae.corpus import Window
 from mlxsteer.sae.dictionary import Dictionary
 from mlxsteer.sae.index import Background, Feature, Index, Snippet
+from mlxsteer.sae.label import ModelNamer
 from mlxsteer.sae.labels import Label
 from mlxsteer.vector import SteeringVector
 from tests.chat_models import WORDS
@@ -234,18 +235,21 @@ def burning(*, firing: bool = True) -> Index:
 
 @pytest.mark.parametrize("preference", [0.0, 0.7, -0.7])
 def test_a_true_name_is_detected_whatever_order_the_namer_prefers(preference: float) -> None:
-    found = label.label(burning(), [7], Reader(preference), "reader")[7]
+    found = label.label(burning(), [7], ModelNamer(Reader(preference)), "reader")[7]
     assert (found.text, found.accuracy, found.pairs) == ("Fire", 1.0, 6)
     assert found.bias == pytest.approx(preference)
 
 
 def test_a_name_that_fits_nothing_is_at_chance() -> None:
-    assert label.label(burning(firing=False), [7], Reader(0.7), "reader")[7].accuracy == 0.5
+    assert (
+        label.label(burning(firing=False), [7], ModelNamer(Reader(0.7)), "reader")[7].accuracy
+        == 0.5
+    )
 
 
 def test_the_test_uses_snippets_that_the_name_was_not_found_by() -> None:
     reader = Reader()
-    label.label(burning(), [7], reader, "reader")
+    label.label(burning(), [7], ModelNamer(reader), "reader")
     assert "the «fire» burns" in reader.asked[0]
     assert [f"{i} the" in reader.asked[0] for i in range(0, 12, 2)] == [True] * 6
     assert "1 the «" not in reader.asked[0].replace("11 the", "")
@@ -254,7 +258,7 @@ def test_the_test_uses_snippets_that_the_name_was_not_found_by() -> None:
 def test_a_feature_that_is_never_silent_is_not_labelled() -> None:
     loud = Index(burning().features, (Background("fire", frozenset([7])),), {})
     with pytest.raises(SaeError, match="stretches without it"):
-        label.label(loud, [7], Reader(), "reader")
+        label.label(loud, [7], ModelNamer(Reader()), "reader")
 
 
 def test_the_lot_falls_only_on_features_worth_a_name(made: Index) -> None:
