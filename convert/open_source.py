@@ -36,6 +36,10 @@ def open_source(text: str, revision: str | None, out: Path, keep_source: bool) -
             f"There is no folder {text}, and it is not a Hub repo (owner/name). Try"
             f" `mlxsteer convert {real_model.REPO}`."
         )
+    if revision is not None:
+        raise ConvertError(
+            f"{text} is a folder, which has no revisions. Leave --revision out, or name a Hub repo."
+        )
     return LocalSource(folder)
 
 

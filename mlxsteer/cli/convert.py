@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mlxsteer.errors import MlxsteerError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 class WithHelpers(click.Command):

@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxsteer.errors import ModelError
+from mlxsteer.models.deepseek_v4.config import refuse_architecture
 
 WEIGHTS = "model*.safetensors"  # what mlx-lm reads
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 OWN_ARCHITECTURES = {"deepseek_v4": "mlxsteer.models.deepseek_v4"}
-# Not run, though mlx-lm may have a module: the real checkpoints hold more than it computes.
-REFUSED_ARCHITECTURES = {"deepseek_v41": "DeepSeek-V4.1", "deepseek_v41_text": "DeepSeek-V4.1"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "*.tiktoken", "vocab.*")
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -110,17 +108,6 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a config: `text_config` of a multimodal one, else itself."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
-
-
-def refuse_architecture(config: Mapping[str, Any]) -> None:
-    """ModelError when the config is of a model that is refused by name."""
-    kind = config.get("model_type")
-    if name := REFUSED_ARCHITECTURES.get(str(kind)):
-        raise ModelError(
-            f"This is {name} (model_type {kind}): another architecture than DeepSeek-V4 (n-gram"
-            " tables, compressed rows shared between layers), which cannot be run or steered"
-            " here. Give --model a DeepSeek-V4-Flash or -Pro folder instead."
-        )
 
 
 def refuse_code(path: Path, config: dict[str, Any]) -> None:

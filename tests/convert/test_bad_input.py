@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from mlxsteer.convert import space
+from mlxsteer.convert import source_check, space
 from mlxsteer.convert.checkpoint import safe_name
 from mlxsteer.convert.errors import ConvertError
 from tests.convert.conftest import run
@@ -73,6 +74,26 @@ def test_a_flipped_byte_where_a_hash_is_known(tiny: Path, tmp_path: Path) -> Non
     run(tiny, tmp_path / "good")
     poke(tiny, "layers.0.attn.wq_a.weight", 0x55)
     assert "does not have the sha256" in refused(tiny, tmp_path / "out")
+
+
+def test_a_damaged_file_is_called_that_whatever_its_bytes_look_like(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """The hash is compared also when reading stops early."""
+    (tiny / "SHA256SUMS").write_text(f"{'a' * 64}  {WEIGHTS}\n")
+    poke(tiny, "layers.0.ffn.experts.1.w2.scale", 255)
+    assert "does not have the sha256" in refused(tiny, tmp_path / "out")
+
+
+def test_a_file_that_many_shards_are_made_of_is_hashed_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256((tiny / WEIGHTS).read_bytes()).hexdigest()
+    (tiny / "SHA256SUMS").write_text(f"{digest}  {WEIGHTS}\n")
+    hashed = Mock(return_value=digest)
+    monkeypatch.setattr(source_check, "file_sha256", hashed)
+    run(tiny, tmp_path / "out")
+    assert hashed.call_count == 1
 
 
 def test_the_hash_that_a_hub_download_left_is_used(tiny: Path, tmp_path: Path) -> None:

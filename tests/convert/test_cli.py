@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -63,6 +64,19 @@ def test_json_result(tmp_path: Path) -> None:
     assert facts["errors"] == {}
 
 
+def test_the_model_card_tells_recipe_errors_and_every_hash(
+    converted: Callable[[str], Path],
+) -> None:
+    card = (converted("q2") / "README.md").read_text()
+    record = json.loads((converted("q2") / "conversion.json").read_text())
+    assert "recipe: q2" in card
+    for name in record["shards"]:
+        digest = hashlib.sha256((converted("q2") / name).read_bytes()).hexdigest()
+        assert record["shards"][name]["sha256"] == digest
+        assert f"{digest}" in card
+    assert f"{100 * record['errors']['experts']['error']:.3f}%" in card
+
+
 def test_verify_exits_1_when_something_is_wrong(
     converted: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -81,6 +95,7 @@ def test_verify_exits_1_when_something_is_wrong(
         ((), 2, "Say what to convert"),
         (("no-such-folder",), 1, "There is no folder no-such-folder"),
         ((TINY, "--recipe", "q9"), 2, "There is no recipe 'q9'"),
+        ((TINY, "--revision", "main"), 1, "is a folder, which has no revisions"),
         ((TINY, "--upload", "no-slash"), 2, "--upload takes OWNER/NAME"),
         (("verify", "no-such-folder"), 1, ""),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -86,6 +87,19 @@ def test_only_one_source_shard_is_on_disk_at_a_time(
     monkeypatch.setattr(HubSource, "fetch", fetch)
     convert_repo(tmp_path / "out")
     assert held == [1] * 5
+
+
+@pytest.mark.parametrize("point", ["write_shard", "check_written"])
+def test_a_download_is_kept_until_what_was_made_of_it_is_verified(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    failure = Mock(side_effect=ConvertError("not what was written"))
+    monkeypatch.setattr(f"mlxsteer.convert.run.{point}", failure)
+    with pytest.raises(ConvertError, match="not what was written"):
+        convert_repo(tmp_path / "out")
+    names = [p.name for p in (tmp_path / "out").rglob("*.safetensors")]
+    assert names == ["model-00001-of-00006.safetensors"]  # the download: nothing was named
+    assert (tmp_path / "out" / WORK_DIR / "download" / names[0]).is_file()
 
 
 def test_kept_sources_go_to_the_hub_cache_and_are_used_from_there(

@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxsteer.errors import ModelError
-from mlxsteer.models.folder import refuse_architecture
 
 WINDOW_ONLY, SPARSE, HEAVY = 0, 4, 128  # compress ratios: no rows, CSA, HCA
 RATIOS = (WINDOW_ONLY, SPARSE, HEAVY)
+# Not run, though mlx-lm may have a module: the real checkpoints hold more than it computes.
+REFUSED_ARCHITECTURES = {"deepseek_v41": "DeepSeek-V4.1", "deepseek_v41_text": "DeepSeek-V4.1"}
 KV_ROUNDING_BLOCK = 64
 INDEX_ROUNDING_BLOCK = 32
 STREAMS = 4
@@ -106,6 +107,17 @@ class ModelArgs:
 def is_0731_config(config: Mapping[str, Any]) -> bool:
     """Whether a parsed `config.json` is of the 0731 release (other reasoning-effort levels)."""
     return any(key.startswith("dspark_") for key in config)
+
+
+def refuse_architecture(config: Mapping[str, Any]) -> None:
+    """ModelError when the config is of a model that is refused by name."""
+    kind = config.get("model_type")
+    if name := REFUSED_ARCHITECTURES.get(str(kind)):
+        raise ModelError(
+            f"This is {name} (model_type {kind}): another architecture than DeepSeek-V4 (n-gram"
+            " tables, compressed rows shared between layers), which cannot be run or steered"
+            " here. Give --model a DeepSeek-V4-Flash or -Pro folder instead."
+        )
 
 
 def _refuse_other_models(config: Mapping[str, Any]) -> None:
