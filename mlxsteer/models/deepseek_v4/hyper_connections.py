@@ -51,7 +51,7 @@ def _sums(lib: Any, n: int, eps: float) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-@on_host(np.float64, least=2**10)
+@on_host(np.float64)
 def gates(
     u: Any, squares: Any, scale: Any, base: Any, n: int, constants: tuple[int, float, float]
 ) -> tuple[Any, Any, Any]:
