@@ -6,10 +6,9 @@ each the share of answers that name the bridge, and their perplexity under the u
 
     python examples/golden_gate.py          # nine steerings of eight short answers each
 
-The feature needs a dictionary. Train a small one first (23 minutes on two crowded cores):
+The feature needs a dictionary. Train one first (14 minutes on two cores):
 
-    mlxsteer sae train --model demo --layer 15 --corpus contrast-sets --corpus python-docs \\
-      --tokens 40000 --features 1024 --batch 1024 --epochs 6 --name demo
+    mlxsteer sae train --model demo --layer 15 --name full
 """
 
 import mlxsteer

@@ -148,7 +148,7 @@ async def list_vectors(request: Request) -> VectorList:
 
 @router.get("/vectors/{name:path}")
 async def get_vector(request: Request, name: str) -> Vector:
-    """One vector, or a feature as one: `sae/demo/482`, `sae/demo/482/clamp`."""
+    """One vector, or a feature as one: `sae/full/3643`, `sae/full/3643/clamp`."""
     serving = serving_of(request)
     return Vector(**await serving.apart(lambda: serving.vectors.facts(name)))
 
