@@ -1,4 +1,4 @@
-"""A model's opinion of answers: which of two shows more of a trait, and how much one shows.
+"""A model's opinion of answers: which of two shows more of a trait.
 
 Blind: a judge sees a question, a trait and texts, never which arm wrote them or what the vector
 is called. The order of two answers is drawn by a seed, or both orders are asked; how often the
@@ -16,8 +16,6 @@ import numpy as np
 
 from mlxsteer.errors import MlxsteerError, UsageError
 from mlxsteer.statistics import mean_known
-
-SCALE = range(1, 8)  # of a rating
 
 
 @dataclass(frozen=True)
@@ -38,30 +36,11 @@ class Comparison:
         )
 
 
-@dataclass(frozen=True)
-class Rating:
-    """An answer whose share of a trait is asked for."""
-
-    question: str
-    answer: str
-    trait: str
-
-    @property
-    def prompt(self) -> str:
-        return (
-            f"Question: {self.question}\n\nAnswer:\n{self.answer}\n\nTrait: {self.trait}\n\n"
-            "How much of the trait does the answer show, from 1 (none) to 7 (very much)?"
-        )
-
-
 class Judge(Protocol):
     """Who is asked. A reply that cannot be read is nan."""
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """Per comparison -1..1: 1 when the first shows more of the trait, 0 for a tie."""
-
-    def rate(self, ratings: Sequence[Rating]) -> list[float]:
-        """Per answer 1..7."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +100,6 @@ def win_rate(
         position_bias=mean_known(replies) if replies else 0.0,
         unread=sum(not np.isfinite(reply) for reply in replies),
     )
-
-
-def ratings(
-    judge: Judge, questions: Sequence[str], answers: Sequence[str], trait: str
-) -> list[float]:
-    """How much of `trait` each answer shows, 1..7; nan where the reply could not be read."""
-    pairs = zip(questions, answers, strict=True)
-    return judge.rate([Rating(question, answer, trait) for question, answer in pairs])
 
 
 def _asked(

@@ -24,7 +24,7 @@ import numpy as np
 
 from mlxsteer.errors import MlxsteerError, ModelError, UsageError
 from mlxsteer.generation import Sampling, generate_batch
-from mlxsteer.judge import SCALE, Comparison, Judge, Rating
+from mlxsteer.judge import Comparison, Judge
 from mlxsteer.plan import Plan
 
 if TYPE_CHECKING:
@@ -60,11 +60,6 @@ class LocalJudge:
         prompts = [f"{one.prompt} Reply with one letter, A or B." for one in comparisons]
         chances = self._chances(prompts, ("A", "B"))
         return [float(a - b) for a, b in chances]
-
-    def rate(self, ratings: Sequence[Rating]) -> list[float]:
-        """The expected digit of each."""
-        prompts = [f"{one.prompt} Reply with one digit." for one in ratings]
-        return [float(row @ np.array(SCALE)) for row in self._chances(prompts, [*map(str, SCALE)])]
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """The beginning of the model's greedy reply to each prompt."""
@@ -132,12 +127,6 @@ class EndpointJudge:
         order = "Reply with one word and nothing else: A, B, or TIE."
         replies = self.ask([f"{one.prompt} {order}" for one in comparisons])
         return [_choice(reply) for reply in replies]
-
-    def rate(self, ratings: Sequence[Rating]) -> list[float]:
-        """The digit of each."""
-        order = "Reply with one digit and nothing else."
-        replies = self.ask([f"{one.prompt} {order}" for one in ratings])
-        return [_digit(reply) for reply in replies]
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """The reply to each prompt. Raises MlxsteerError."""
@@ -217,8 +206,3 @@ def _choice(reply: str) -> float:
 def _conclusion(reply: str) -> str:
     """What follows the thoughts, where a model writes them into its reply."""
     return reply.rpartition("</think>")[2]
-
-
-def _digit(reply: str) -> float:
-    found = re.search(r"(?<![\d.])[1-7](?![\d.]*\d)", _conclusion(reply))
-    return float(found[0]) if found else math.nan

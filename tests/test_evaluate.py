@@ -169,9 +169,6 @@ class FirstWord:
             for one in comparisons
         ]
 
-    def rate(self, ratings: Any) -> list[float]:
-        return [4.0 for _ in ratings]
-
 
 def test_a_judge_is_asked_beside_the_metric(tiny, found, tmp_path):
     judge = FirstWord()

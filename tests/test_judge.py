@@ -16,7 +16,7 @@ import pytest
 import mlxsteer
 from mlxsteer import judgebackends
 from mlxsteer.errors import MlxsteerError, ModelError, UsageError
-from mlxsteer.judge import Comparison, Rating, ratings, win_rate
+from mlxsteer.judge import Comparison, win_rate
 from mlxsteer.judgebackends import EndpointJudge, LocalJudge, open_judge
 from mlxsteer.model import Model
 from tests.chat_models import WORDS, chat_folder, write_tokenizer
@@ -37,9 +37,6 @@ class Reader:
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         self.shown += comparisons
         return [self.reply(one) for one in comparisons]
-
-    def rate(self, ratings: Sequence[Rating]) -> list[float]:
-        return [7.0 if len(one.answer) < 6 else 1.0 for one in ratings]
 
 
 # ---- who wins -------------------------------------------------------------------------------
@@ -101,18 +98,14 @@ def test_every_question_needs_its_two_answers() -> None:
         win_rate(Reader(), QUESTIONS, SHORT, LONG[:3], TRAIT)
 
 
-def test_ratings_are_one_per_answer() -> None:
-    assert ratings(Reader(), ["Why?", "How?"], ["Yes.", "Because of it."], TRAIT) == [7.0, 1.0]
-
-
 # ---- the local model ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A tiny model whose tokenizer knows A, B and the digits."""
+    """A tiny model whose tokenizer knows A and B."""
     folder = chat_folder(tmp_path_factory.mktemp("judge") / "tiny")
-    choices = ["A", "B", *"1234567"]
+    choices = ["A", "B"]
     write_tokenizer(folder, [*WORDS[: -len(choices)], *choices])
     return mlxsteer.load(str(folder))
 
@@ -135,9 +128,6 @@ def test_the_local_judge_reads_the_log_probabilities_of_its_choices(
     for found, one in zip(judge.compare(shown), shown, strict=True):
         a, b = chances(reader, f"{one.prompt} Reply with one letter, A or B.", "AB")
         assert found == pytest.approx(a - b, abs=1e-5)
-    [found] = judge.rate([Rating("w1", "w2", "w3")])
-    prompt = f"{Rating('w1', 'w2', 'w3').prompt} Reply with one digit."
-    assert found == pytest.approx(chances(reader, prompt, "1234567") @ np.arange(1, 8), abs=1e-4)
 
 
 def test_a_model_without_tokens_for_the_choices_cannot_judge(tiny: Model) -> None:
@@ -242,16 +232,6 @@ def test_articles_and_thoughts_are_no_votes(
     serve: Callable[..., StandIn], reply: str, expected: float
 ) -> None:
     assert EndpointJudge(serve(reply).url, "wise").compare([ONE]) == [expected]
-
-
-@pytest.mark.parametrize(("reply", "expected"), [("5", 5), ("6/7", 6), ("Rating: 2.", 2)])
-def test_ratings_are_digits(serve: Callable[..., StandIn], reply: str, expected: float) -> None:
-    assert EndpointJudge(serve(reply).url, "w").rate([Rating("q", "a", "t")]) == [expected]
-
-
-@pytest.mark.parametrize("reply", ["8", "12", "3.5", "none"])
-def test_what_is_no_rating_is_nan(serve: Callable[..., StandIn], reply: str) -> None:
-    assert math.isnan(EndpointJudge(serve(reply).url, "w").rate([Rating("q", "a", "t")])[0])
 
 
 @pytest.mark.parametrize("ending", ["/v1", "/v1/", "/v1/chat/completions"])
