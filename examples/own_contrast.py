@@ -4,20 +4,22 @@ import mlxsteer
 
 contrast = mlxsteer.ContrastSet.from_dict(
     {
-        "name": "rural",
-        "description": "Farm life, against city life.",
-        "labels": {"positive": "country", "negative": "city"},
+        "name": "thrilled",
+        "description": "Thrilled by everything, against bored by everything.",
+        "labels": {"positive": "thrilled", "negative": "bored"},
         "combine": "append",
         "questions": ["What is a good weekend?", "Describe a morning.", "What makes a good home?"],
-        "positive": ["Answer like a farmer.", "Think of fields, barns and animals."],
-        "negative": ["Answer like an office worker.", "Think of streets, shops and traffic."],
+        "positive": ["Sound thrilled and amazed!", "Answer as on the best day of your life!"],
+        "negative": ["Sound tired and bored.", "Answer as if nothing could interest you."],
         "held_out": ["What should I do today?", "What do you hear outside?"],
-        "metric": {"name": "regex_rate", "pattern": r"\b(farm|field|animal|barn|garden)\w*"},
+        "metric": {"name": "regex_rate", "pattern": "!"},
     }
 )
 
 model = mlxsteer.load("demo")
-rural = model.calibrate(model.extract(contrast, pairs=6), questions=contrast.held_out)
-print(model.plan(rural * 4).explain())
-print(model.generate("What should I do today?", steer=rural * 4, max_tokens=80))
-print("saved to", rural.save("rural.safetensors"))
+thrilled = model.calibrate(model.extract(contrast, pairs=6), questions=contrast.held_out)
+print(model.plan(thrilled * 3).explain())
+for strength in (3, -3):
+    answer = model.generate("What should I do today?", steer=thrilled * strength, max_tokens=60)
+    print(f"--- {strength:+}\n{answer}")
+print("saved to", thrilled.save("thrilled.safetensors"))
