@@ -208,9 +208,12 @@ def _strength_warnings(term: Term, vector: SteeringVector) -> Iterator[str]:
         yield f"{vector.name}:{term.amount:g} is above 5, the edge of coherent output; obeying."
     limited = vector.op == "add" or vector.encoder is not None
     if limited and not term.unit and vector.calibration is None:
+        typed = f"mlxsteer calibrate {vector.name}"
+        unkept = " " in vector.name  # a sum in Python, of which no file is kept
         yield (
             f"{vector.name} is uncalibrated: strength 5 is taken as dose"
-            f" {vector.delta(1):g}. To find its limit: mlxsteer calibrate {vector.name}"
+            f" {vector.delta(1):g}. To find its limit:"
+            f" {'model.calibrate(vector)' if unkept else typed}"
         )
 
 

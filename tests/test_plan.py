@@ -45,6 +45,11 @@ def test_an_uncalibrated_vector_takes_0_3_for_both_signs_and_says_so():
     assert plan(("terse:0.2d", terse(calibration=None))).warnings == ()
 
 
+def test_a_sum_that_no_file_keeps_is_calibrated_in_python():
+    [warning] = plan(("sum", replace(terse(calibration=None), name="2*terse - formal"))).warnings
+    assert warning.endswith("To find its limit: model.calibrate(vector)")
+
+
 def test_a_raw_multiple_adds_the_stored_arrays_and_asks_for_no_norms():
     arrays = {2: 3 * AXIS[0], 4: 5 * AXIS[1]}
     vector = SteeringVector.from_arrays(arrays, n_layers=LAYERS)
