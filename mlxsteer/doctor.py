@@ -10,7 +10,7 @@ import importlib.util
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -80,13 +80,15 @@ def diagnose(model_name: str | None = None, checks: Sequence[CheckFunction] = ()
     """Look at this installation, resolve `model_name` without fetching it, run `checks`.
 
     Never raises for what it finds: a model that does not resolve is a warning, and a check that
-    raises MlxsteerError has failed.
+    raises MlxsteerError has failed; those after it build on it and are not run.
     """
     warnings: list[str] = []
     why = _why(model_name, warnings)
     device = _device(warnings)
     disk_free = _disk_free()
     warnings += _machine_warnings(disk_free)
+    checked = list(_run(checks))
+    told = [check.detail for check in checked if not check.ok]
     return Report(
         versions=_versions(),
         system=f"{platform.system()} {platform.release()} ({platform.machine()})",
@@ -98,16 +100,18 @@ def diagnose(model_name: str | None = None, checks: Sequence[CheckFunction] = ()
         paths=_paths(),
         model=why,
         models=_models(),
-        checks=[_run(check) for check in checks],
-        warnings=warnings,
+        checks=checked,
+        warnings=[warning for warning in warnings if warning not in told],
     )
 
 
-def _run(check: CheckFunction) -> Check:
-    try:
-        return Check(*check())
-    except MlxsteerError as error:
-        return Check(getattr(check, "__name__", "check"), False, str(error))
+def _run(checks: Sequence[CheckFunction]) -> Iterator[Check]:
+    for check in checks:
+        try:
+            yield Check(*check())
+        except MlxsteerError as error:
+            yield Check(getattr(check, "__name__", "check"), False, str(error))
+            return
 
 
 def _versions() -> dict[str, str]:

@@ -61,7 +61,10 @@ def test_checks_are_run_and_a_failing_one_is_reported():
     def sites():
         raise ModelError("layer 3 does not respond")
 
-    report = diagnose(checks=[lambda: ("logits", True, "finite"), sites])
+    def never():
+        raise AssertionError("builds on the check before it")
+
+    report = diagnose(checks=[lambda: ("logits", True, "finite"), sites, never])
     assert report.checks == [
         ("logits", True, "finite"),
         ("sites", False, "layer 3 does not respond"),

@@ -60,9 +60,9 @@ class ModelChecks:
         from mlxsteer.sites import CHECKED_SITES
 
         sites = [lambda site=site: self.site(site) for site in CHECKED_SITES]
-        return [self.load, *sites, self.zero]
+        return [self.model, *sites, self.zero]
 
-    def load(self) -> Outcome:
+    def model(self) -> Outcome:
         model = self._model
         return "model", True, f"{model.label}: {model.n_layers} layers, width {model.d_model}"
 

@@ -132,7 +132,8 @@ def _v4_flash() -> ResolvedModel:
     if not folders:
         raise ModelError(
             f"There is no converted DeepSeek-V4-Flash in {cache_dir() / 'models'}. Run `mlxsteer"
-            f" convert`, or name its folder in {settings_file()}: `aliases: {{v4-flash: FOLDER}}`."
+            " convert deepseek-ai/DeepSeek-V4-Flash` (--list shows what fits this Mac), or name its"
+            f" folder in {settings_file()}: `aliases: {{v4-flash: FOLDER}}`."
         )
     path = folders[0]
     why = f"v4-flash is {path.name}" + (", the newest converted." if folders[1:] else ".")
