@@ -58,9 +58,8 @@ format: $(VENV)/.testing
 	$(BIN)/ruff format .
 
 # Those that need nothing beside the project and take minutes; the others say how in their first
-# lines (ship_vectors and defaults take hours on a CPU).
-TABLES := steering_cost extraction serving v4_primitives v4_exactness convert_importance \
-  convert_throughput convert_refusals
+# lines (on two cores defaults takes 40 minutes, ship_vectors hours).
+TABLES := steering_cost extraction serving v4_primitives v4_exactness convert_importance convert_report
 
 bench: blas $(VENV)/.testing
 	@set -e; for table in $(TABLES); do \
