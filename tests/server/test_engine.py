@@ -308,7 +308,8 @@ def test_32_steered_answers_of_the_demo_model_equal_their_single_runs() -> None:
         (f"Name {number + 2} things you can do with a rope.", model.plan(steers[number % 5]))
         for number in range(32)
     ]
-    ways = (GREEDY, Sampling(max_tokens=24, temp=0.8, top_p=0.95, seed=3))
+    # top_k keeps the places few at which a draw is decided by rounding: its logits differ by 1e-5.
+    ways = (GREEDY, Sampling(max_tokens=24, temp=0.8, top_k=20, seed=3))
     engine = Engine(model, max_running=32, prefix_cache=PrefixCache())
     engine.start()
     going = [
