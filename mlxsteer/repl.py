@@ -24,6 +24,7 @@ from mlxsteer.repl_output import (
     AnswerPrinter,
     complain,
     note,
+    note_if_empty,
     show_prefill,
     side_by_side,
 )
@@ -195,12 +196,15 @@ class Repl:
                 show_prefill(done, total)
                 _check(stopped)
 
+            shown = []
             with closing(ask(text, on_prefill=on_prefill)) as pieces:
                 for piece in pieces:
                     show(piece)
+                    shown.append(piece)
                     _check(stopped)
                     if self.running:
                         self._steer_live()
+            note_if_empty(shown)
 
     def _steer_live(self) -> None:
         """Obey `/steer` lines typed while the answer runs; other lines wait."""

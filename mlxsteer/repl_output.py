@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -32,6 +32,18 @@ def styled(out: TextIO) -> bool:
 def note(text: str) -> None:
     """A line about what happened, to stderr."""
     print(f"{DIM}{text}{PLAIN}" if styled(sys.stderr) else text, file=sys.stderr, flush=True)
+
+
+def note_if_empty(pieces: Sequence[Piece]) -> None:
+    """Say why an answer that came to its end has no text, thoughts apart."""
+    if not pieces or any(piece.text.strip() and not piece.thinking for piece in pieces):
+        return
+    thought = any(piece.thinking for piece in pieces)
+    if pieces[-1].finish_reason == "length":
+        doing = "was still thinking" if thought else "had written nothing but blanks"
+        note(f"No answer: the model {doing} when --max-tokens was reached. Give it more.")
+    else:
+        note(f"The model ended {'after its thoughts ' if thought else ''}without an answer.")
 
 
 def complain(text: str) -> None:

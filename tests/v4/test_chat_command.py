@@ -106,6 +106,21 @@ def test_steering_at_think_positions_changes_the_thought(folder: Path) -> None:
     assert steered["thinking"] != plain["thinking"]
 
 
+@pytest.mark.parametrize(
+    ("limit", "seed", "said"),
+    [
+        ("6", "1", "still thinking when --max-tokens was reached"),
+        ("24", "3", "ended after its thoughts without an answer"),
+        ("24", "1", ""),
+    ],
+)
+def test_why_there_is_no_answer_is_said(folder: Path, limit: str, seed: str, said: str) -> None:
+    how = ("--think", "--temp", "1", "--max-tokens", limit, "--seed", seed)
+    result = chat(folder, "-p", "w1 w2 w3", *how)
+    assert said in result.stderr
+    assert bool(result.stdout.strip()) == (not said)
+
+
 def test_compare_shows_both_answers(folder: Path) -> None:
     words = ("-p", "w3 w4", *SAMPLED)
     plain, steered = (chat(folder, *words, *more).stdout for more in ((), ("-s", PUSH)))
