@@ -44,9 +44,10 @@ def open_judge(where: str, name: str | None, model: Model) -> Judge:
         if name:
             raise UsageError("A local judge is the model itself. Leave out --judge-model.")
         return LocalJudge(model)
+    judge = EndpointJudge(where, name or "")
     if not name:
         raise UsageError("An endpoint serves several models. Say which: --judge-model NAME.")
-    return EndpointJudge(where, name)
+    return judge
 
 
 class LocalJudge:

@@ -297,7 +297,7 @@ def test_judges_are_opened_by_name(reader: Model) -> None:
     with pytest.raises(UsageError, match="--judge-model NAME"):
         open_judge("http://here/v1", None, reader)
     with pytest.raises(UsageError, match="no address of a judge"):
-        open_judge("locl", "m", reader)
+        open_judge("locl", None, reader)
 
 
 def test_a_whole_comparison_through_an_endpoint(serve: Callable[..., StandIn]) -> None:

@@ -116,10 +116,12 @@ def find_command(
     from mlxsteer.contrast import ContrastSet
     from mlxsteer.sae import find, index
 
-    if bool(text.strip()) == bool(prompts):
-        raise UsageError('Give a text or --prompts SET. Type e.g. sae find "golden gate bridge".')
+    if text.strip() and prompts:
+        raise UsageError("A text and --prompts are two searches. Leave one of them out.")
     if words and prompts:
         raise UsageError("--words searches for a TEXT. Leave out --prompts.")
+    if not text.strip() and not prompts:
+        raise UsageError('Give a text or --prompts SET. Type e.g. sae find "golden gate bridge".')
     if words:
         path = chosen(sae_name, key_of(model_name))
         _print([(f, {}) for f in index.search(index.read(path), text, top)], snippets, as_json)

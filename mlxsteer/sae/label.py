@@ -101,7 +101,10 @@ def label(
     for number in numbers:
         feature = index.features.get(number)
         if feature is None:
-            raise SaeError(f"Feature {number} never fires in the index's text: nothing to name.")
+            raise SaeError(
+                f"Feature {number} never fires in the index's text, or the dictionary has fewer:"
+                " nothing to name. To find some that do: mlxsteer sae find TEXT"
+            )
         found[number] = _label(index, feature, namer, by, random.Random(f"{seed} {number}"))
         if on_label:
             on_label(number, found[number])

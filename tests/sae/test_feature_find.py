@@ -291,7 +291,7 @@ def test_find_prints_features_and_their_snippets(folder: Path, kept: Path) -> No
     ("words", "status", "message"),
     [
         (["sae", "find"], 2, "Give a text or --prompts"),
-        (["sae", "find", "x", "--prompts", "terse"], 2, "Give a text or --prompts"),
+        (["sae", "find", "x", "--prompts", "terse"], 2, "Leave one of them out"),
         (["sae", "find", "x", "--sae", "smal"], 1, "Did you mean 'small'"),
         (["sae", "label", "a,b"], 2, "no list of features"),
         (["sae", "label", "--namer", "http://x"], 2, "--namer-model"),
