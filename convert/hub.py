@@ -188,7 +188,7 @@ def _has_xet() -> bool:
     return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
 
 
-def reason(repo: str, error: Exception) -> str:
+def reason(repo: str, error: Exception, what: str = "The download from") -> str:
     """A failed request, as what happened and what to type."""
     from huggingface_hub import errors
 
@@ -200,11 +200,15 @@ def reason(repo: str, error: Exception) -> str:
         return f"{repo} has no such revision. Check --revision."
     if isinstance(error, OSError) and error.errno == 28:
         return f"The disk filled up while {repo} was downloaded. Free space, then run it again."
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
-        f"The download from {repo} stopped: {first_line}. Finished files are kept; run the same"
+        f"{what} {repo} stopped: {first_line(error)}. Finished files are kept; run the same"
         " command to go on."
     )
+
+
+def first_line(error: Exception) -> str:
+    """What the Hub's client says, without the pages that may follow."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _status_bar(progress: Progress, name: str, size: int) -> Any:

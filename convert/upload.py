@@ -5,8 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxsteer.convert.errors import ConvertError
-from mlxsteer.convert.hub import reason
+from mlxsteer.convert.hub import first_line, reason
 from mlxsteer.convert.sources import RECORD_NAME
+
+
+def check_account(repo: str) -> None:
+    """ConvertError where an upload to `repo` would be refused; asked before hours of work."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        account = huggingface_hub.HfApi().whoami()
+    except errors.LocalTokenNotFoundError as error:
+        raise ConvertError("--upload needs an account: run `hf auth login` first.") from error
+    except Exception as error:  # the client and its HTTP library raise a dozen unrelated kinds
+        raise ConvertError(
+            f"Cannot ask the Hub who uploads: {first_line(error)}. Log in with `hf auth login`, or"
+            " leave out --upload: converting alone needs no account."
+        ) from error
+    owner, name = repo.split("/")[0], account["name"]
+    if owner not in {name, *(group["name"] for group in account.get("orgs", ()))}:
+        raise ConvertError(
+            f"The Hub knows you as {name}, and {owner} is no organisation of yours. Type --upload"
+            f" {name}/NAME, or log in as somebody else with `hf auth login`."
+        )
 
 
 def upload(folder: Path, repo: str) -> str:
@@ -27,7 +49,8 @@ def upload(folder: Path, repo: str) -> str:
                 api.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo)
     except Exception as error:  # the client and its HTTP library raise a dozen unrelated kinds
         raise ConvertError(
-            f"{reason(repo, error)} The result in {folder} is complete on this machine."
+            f"{reason(repo, error, 'The upload to')} The result in {folder} is complete on this"
+            " machine."
         ) from error
     return str(url)
 

@@ -107,7 +107,7 @@ def _convert(
         _print_plan(name, revision, chosen, target, keep_source, as_json)
         return
     if upload:
-        _check_repo_name(upload)
+        _check_upload(upload)
     with bar() as progress:
         source = open_source(name, revision, target, keep_source)
         plan = make_plan(source.checkpoint, chosen)
@@ -175,11 +175,13 @@ def _print_result(result: Any, as_json: bool, url: str | None) -> None:
     click.echo(f"Try it: mlxsteer chat --model {result.out}")
 
 
-def _check_repo_name(name: str) -> None:
+def _check_upload(name: str) -> None:
     from mlxsteer.convert.checkpoint import REPO_NAME
+    from mlxsteer.convert.upload import check_account
 
     if not REPO_NAME.fullmatch(name):
         raise UsageError(f"--upload takes OWNER/NAME, not {name!r}.")
+    check_account(name)
 
 
 def _upload(folder: Path, repo: str, progress: Any) -> str:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner, Result
+from huggingface_hub.errors import LocalTokenNotFoundError
 
 from mlxsteer.cli import main
 from mlxsteer.convert.upload import upload
@@ -185,6 +187,9 @@ class FakeHub:
         self.sent: list[str] = []
         self.limit = limit
 
+    def whoami(self) -> dict[str, Any]:
+        return {"name": "me", "orgs": [{"name": "team"}]}
+
     def create_repo(self, repo: str, exist_ok: bool) -> str:
         return f"hub:{repo}"
 
@@ -209,7 +214,7 @@ def test_an_upload_goes_on_where_it_stopped_and_sends_config_last(
 ) -> None:
     hub = FakeHub(limit=3)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    with pytest.raises(Exception, match="network gone"):
+    with pytest.raises(Exception, match="The upload to me/v4 stopped: network gone"):
         upload(converted("lossless"), "me/v4")
     first, hub.limit = list(hub.sent), 99
     assert upload(converted("lossless"), "me/v4") == "hub:me/v4"
@@ -217,3 +222,31 @@ def test_an_upload_goes_on_where_it_stopped_and_sends_config_last(
     assert hub.sent[-1] == "config.json"
     names = {p.name for p in converted("lossless").iterdir()}
     assert set(hub.files) == names
+
+
+def test_a_conversion_is_uploaded_in_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    result = typed(TINY, "--out", tmp_path / "out", "--upload", "team/v4")
+    assert "uploaded to hub:team/v4" in result.stdout
+    assert set(hub.files) == {p.name for p in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("who", "message"),
+    [
+        ({"name": "me"}, "The Hub knows you as me, and team is no organisation of yours"),
+        (LocalTokenNotFoundError("Token is required"), "run `hf auth login` first"),
+        (ConnectionError("no route"), "Cannot ask the Hub who uploads: no route"),
+    ],
+)
+def test_who_may_not_upload_learns_it_before_the_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: Any, message: str
+) -> None:
+    answer = Mock(side_effect=[who])
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(whoami=answer))
+    result = typed(TINY, "--out", tmp_path / "out", "--upload", "team/v4")
+    assert (result.exit_code, message in result.stderr) == (1, True)
+    assert not (tmp_path / "out").exists()
