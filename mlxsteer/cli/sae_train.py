@@ -115,7 +115,7 @@ def train_command(
     name = name or f"{order.site}-{layer}-{order.recipe.architecture}"
     target = Path(out) if out else shelf.place_for(name, model.key)
     work = build.work_folder(model, order)
-    _prepare(target, work, restart)
+    _prepare(target, work, restart and not dry_run)
     if dry_run and order.self_chats:
         say(f"{order.self_chats} chats are left out of this estimate: they are not written yet.")
         order = replace(order, self_chats=0)
@@ -158,12 +158,12 @@ def _order(layer: int, options: dict[str, Any]) -> Order:
 def _prepare(target: Path, work: Path, restart: bool) -> None:
     import shutil
 
+    if target.is_dir() and any(target.iterdir()):
+        raise SaeError(f"{target} is there already. Add --name or --out, or remove it.")
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     elif work.is_dir():
         say("Going on with the interrupted run of the same order (--restart begins anew).")
-    if target.is_dir() and any(target.iterdir()):
-        raise SaeError(f"{target} is there already. Add --name or --out, or remove it.")
 
 
 def _cost_rows(order: Order, cost: Cost) -> list[list[Any]]:

@@ -77,6 +77,11 @@ def gather(model: Model, order: Order, *, show_progress: bool = True) -> list[Wi
             f"Layer {order.layer} is out of range: {model.label} has layers 0 to"
             f" {model.n_layers - 1}."
         )
+    if model.context_length and order.context > model.context_length:
+        raise SaeError(
+            f"A window of {order.context} tokens is too long: {model.label} was made for"
+            f" {model.context_length}. Give a smaller --context."
+        )
     model.hooks.require([(order.layer, order.site)])
     sources = [
         list(corpus.windows(model, corpus.documents(source), order.context))

@@ -54,9 +54,9 @@ class Recipe:
         checks = (
             ("features", self.features >= 2),
             ("k", 1 <= self.k < self.features),
-            ("epochs", self.epochs > 0),
+            ("epochs", 0 < self.epochs < math.inf),
             ("batch", self.batch >= 2),
-            ("rate", self.rate > 0),
+            ("rate", 0 < self.rate < math.inf),
         )
         for what, holds in checks:
             if not holds:

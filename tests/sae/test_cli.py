@@ -100,6 +100,9 @@ def test_an_interrupted_command_ends_as_the_whole_one(
     monkeypatch.setattr(build, "train", dies)
     assert train(folder_of_tiny, text, "--out", tmp_path / "parts").exit_code == 130
     monkeypatch.setattr(build, "train", real)
+    # Neither takes away what was done: one only asks, the other is refused.
+    assert train(folder_of_tiny, text, "--restart", "--dry-run").exit_code == 0
+    assert train(folder_of_tiny, text, "--restart", "--out", tmp_path / "whole").exit_code == 1
     again = train(folder_of_tiny, text, "--out", tmp_path / "parts")
     assert "Going on" in again.stderr
     weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes()
@@ -136,6 +139,8 @@ def test_the_model_writes_chats_for_its_own_dictionary(
     [
         (["--layer", "99"], 1, "out of range"),
         (["--layer", "2", "--k", "64"], 2, "1 to 63"),
+        (["--layer", "2", "--context", "99999999"], 1, "Give a smaller --context"),
+        (["--layer", "2", "--epochs", "inf"], 2, "inf is no epochs"),
         (["--layer", "2", "--batch", "5000"], 1, "fewer than one batch"),
         (["--layer", "2", "--name", "../up"], 1, "cannot be a dictionary's name"),
         (["--layer", "2", "--corpus", "nowhere.txt"], 1, "cannot be read"),
