@@ -40,7 +40,10 @@ class Kept:
 
 
 class AnswerStore:
-    """The lines of a file, by key. Damaged lines (a crash cuts the last one) count as absent."""
+    """The lines of a file, by key. Damaged lines (a crash cuts the last one) count as absent.
+
+    Raises MlxsteerError for a file whose whole lines all hold something else.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -55,6 +58,10 @@ class AnswerStore:
         for line in lines:
             if kept := _parsed(line):
                 self._kept[kept.key] = kept
+        if not self._kept and any(line.strip() for line in lines[:-1]):
+            raise MlxsteerError(
+                f"{path} holds no answers of a sweep, and would be added to. Choose another file."
+            )
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -65,6 +65,13 @@ def test_a_line_cut_by_a_crash_is_absent_and_the_next_one_is_whole(tmp_path: Pat
     assert AnswerStore(path).get("k1") == ANSWER
 
 
+def test_a_file_of_something_else_is_not_added_to(tmp_path: Path):
+    path = tmp_path / "notes.txt"
+    path.write_text("buy milk\n")
+    with pytest.raises(MlxsteerError, match="holds no answers of a sweep"):
+        AnswerStore(path)
+
+
 def test_the_key_holds_all_that_decides_an_answer(tiny):
     push = random_directions()
     plan = tiny.plan([(push, "1r@all")])

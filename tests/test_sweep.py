@@ -222,6 +222,7 @@ def test_writing_back_needs_an_axis_and_an_effect(folder, tiny, monkeypatch):
     refused = run(folder, "word", "--write")
     assert refused.exit_code == 2
     assert "choose one with --over" in refused.stderr
+    assert "no list of amounts" in run(folder, "word", "--amounts", "").stderr
     nothing = run(folder, "word", "--write", "--over", "methods", "--amounts", "0.01")
     assert nothing.exit_code == 2
     assert "nothing was written" in nothing.stderr

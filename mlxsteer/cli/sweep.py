@@ -102,7 +102,9 @@ def command(
     target = library.own_path(name, model.key) if write else None
     vector = library.find_or_extract(name, model)
     store = AnswerStore(out) if out else model_store(model)
-    options["amounts"] = number_list(amounts, float, "amounts", "-3,1,3") if amounts else ()
+    options["amounts"] = (
+        number_list(amounts, float, "amounts", "-3,1,3") if amounts is not None else ()
+    )
     found = sweep(model, vector, contrast=contrast, store=store, force=force, **options)
     if html:
         report.save_html(found, html)
