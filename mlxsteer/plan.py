@@ -294,8 +294,8 @@ def _explain(planned: PlannedTerm) -> str:
     vector, layers = planned.vector, planned.layers
     if not layers:
         return f"{format_terms([planned.term])}: nothing"
-    verb = {"add": "add", "clamp": "set the component to", "project": "remove"}[vector.op]
-    verb = verb if vector.encoder is None else "set the feature to"
+    verb = {"add": "add", "clamp": "set the component", "project": "remove"}[vector.op]
+    verb = verb if vector.encoder is None else "set the feature"
     how = f"{verb} at {vector.site}, layers {_spans(layers)}, on {planned.positions} positions"
     if vector.op == "project":
         amount = f"share {planned.lengths[layers[0]]:+.2f} of the component"

@@ -120,6 +120,8 @@ def find_command(
         raise UsageError("A text and --prompts are two searches. Leave one of them out.")
     if words and prompts:
         raise UsageError("--words searches for a TEXT. Leave out --prompts.")
+    if words and by == "effect":
+        raise UsageError("--words asks no model for an effect. Leave out --by effect or --words.")
     if not text.strip() and not prompts:
         raise UsageError('Give a text or --prompts SET. Type e.g. sae find "golden gate bridge".')
     if words:
@@ -181,6 +183,8 @@ def label_command(
 
     if namer in ("local", "words") and namer_model:
         raise UsageError("--namer-model goes with --namer URL. Give both.")
+    if namer not in ("local", "words") and "://" not in namer:
+        raise UsageError(f"{namer!r} is no namer. Give local, words, or http://localhost:8000/v1.")
     if namer not in ("local", "words") and not namer_model:
         raise UsageError("An endpoint serves several models. Say which: --namer-model NAME.")
     named = number_list(features, int, "features", "12,40") if features.strip() else ()

@@ -168,6 +168,17 @@ def _index(text: str, dictionary: str, path: Path) -> int:
         return int(text)
     found = _by_label(text, path)
     if found is None:
+        head, _, tail = text.partition("/")
+        if _is_number(head):
+            raise SaeError(
+                f"{tail!r} is no op of a feature. Type {PREFIX}{head}, to add, or"
+                f" {PREFIX}{head}{CLAMP}."
+            )
+        if _is_number(tail):
+            raise SaeError(
+                f"There is no dictionary {head!r}; `mlxsteer sae list` shows them."
+                f" Of {dictionary!r}, type {PREFIX}{dictionary}/{tail}"
+            )
         labels = [label.text for label in labels_of(path).values()]
         raise SaeError(
             f"No feature of {dictionary!r} is labelled {text!r}.{near_matches(text, labels)}"

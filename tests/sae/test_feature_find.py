@@ -295,6 +295,8 @@ def test_find_prints_features_and_their_snippets(folder: Path, kept: Path) -> No
         (["sae", "find", "x", "--sae", "smal"], 1, "Did you mean 'small'"),
         (["sae", "label", "a,b"], 2, "no list of features"),
         (["sae", "label", "--namer", "http://x"], 2, "--namer-model"),
+        (["sae", "label", "--namer", "gpt"], 2, "'gpt' is no namer"),
+        (["sae", "find", "x", "--words", "--by", "effect"], 2, "Leave out --by effect"),
         (["sae", "label", "99"], 1, "never fires"),
         (["vectors", "explain", "nothing"], 1, "no vector"),
     ],

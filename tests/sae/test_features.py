@@ -148,7 +148,7 @@ def test_a_strength_is_a_dose_as_of_any_vector(tiny: Model, kept: Dictionary) ->
     assert "mlxsteer calibrate sae/small/3" in plan.warnings[0]
     clamped = tiny.plan("sae/3/clamp:5")
     assert clamped.terms[0].lengths[LAYER] == planned.lengths[LAYER]
-    assert "set the feature to" in clamped.explain()
+    assert "set the feature at residual" in clamped.explain()
     assert "uncalibrated" in clamped.warnings[0]
 
 
@@ -179,7 +179,12 @@ def test_a_feature_goes_by_its_label(tiny: Model, kept: Dictionary) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("sae/12", "0 to 11"), ("sae/nothing", "mlxsteer sae find"), ("sae/other/3", "labelled")],
+    [
+        ("sae/12", "0 to 11"),
+        ("sae/nothing", "mlxsteer sae find"),
+        ("sae/other/3", "no dictionary 'other'.*sae/small/3"),
+        ("sae/3/project", "no op of a feature.*sae/3/clamp"),
+    ],
 )
 def test_a_name_that_means_nothing_says_what_to_type(
     tiny: Model, kept: Dictionary, name: str, message: str
