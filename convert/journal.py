@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def locked(out: Path) -> Iterator[Path]:
 
     A lock of the operating system: it goes with the process, so a crash leaves none behind.
     """
-    work = out / WORK_DIR
+    work, made = out / WORK_DIR, not out.exists()
     try:
         work.mkdir(parents=True, exist_ok=True)
         handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -49,6 +50,8 @@ def locked(out: Path) -> Iterator[Path]:
         ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(handle), (work / "lock").stat()):
+            raise BlockingIOError  # a run that was refused has just taken this one away
     except OSError as error:
         os.close(handle)
         raise ConvertError(
@@ -57,6 +60,11 @@ def locked(out: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
+        if [path.name for path in work.glob("*")] == ["lock"]:  # refused: as things were
+            shutil.rmtree(work)
+            if made:
+                with suppress(OSError):
+                    out.rmdir()
         os.close(handle)
 
 

@@ -216,6 +216,7 @@ def test_no_space_is_told_before_anything_is_written(
     monkeypatch.setattr(space, "free_bytes", lambda path: 1_000_000)
     message = refused(tiny, tmp_path / "out")
     assert "0.01 GB for the result + 0.27 GB to spare = 0.27 GB, but 0.00 GB are free" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_that_fills_up_leaves_verified_shards(
@@ -251,6 +252,16 @@ def test_a_folder_of_the_user_is_not_written_into(tiny: Path, tmp_path: Path) ->
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     assert "already holds thesis.tex" in refused(tiny, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_finished_result_stays_finished_when_another_recipe_is_refused_there(
+    tiny: Path, tmp_path: Path
+) -> None:
+    run(tiny, tmp_path / "out", "q2")
+    with pytest.raises(ConvertError, match="already holds"):
+        run(tiny, tmp_path / "out", "q3")
+    assert run(tiny, tmp_path / "out", "q2").resumed > 0
 
 
 def test_a_source_is_not_its_own_target(tiny: Path) -> None:
