@@ -52,7 +52,7 @@ class ContextSet:
 
     def __post_init__(self) -> None:
         if not self.document.strip():
-            raise ContrastError(f"{self.name} is empty: there is nothing to make a vector from.")
+            raise ContrastError(f"The document {self.name!r} is empty. Give one with text.")
         if len(self.questions) < MIN_QUESTIONS:
             raise ContrastError(
                 f"{len(self.questions)} questions are too few: every third is kept for"
