@@ -206,6 +206,11 @@ def build(
 def _strength_warnings(term: Term, vector: SteeringVector) -> Iterator[str]:
     if vector.op != "project" and not term.unit and abs(term.amount * vector.gain) > EDGE:
         yield f"{vector.name}:{term.amount:g} is above 5, the edge of coherent output; obeying."
+    if vector.op == "project" and term.amount * vector.gain > 1:
+        yield (
+            f"{vector.name}:{term.amount:g} removes more than the whole component (1), so what is"
+            " left points the other way; obeying."
+        )
     limited = vector.op == "add" or vector.encoder is not None
     if limited and not term.unit and vector.calibration is None:
         typed = f"mlxsteer calibrate {vector.name}"

@@ -257,6 +257,14 @@ def test_strengths_above_the_edge_are_obeyed_with_a_warning(text, factor, warns)
     assert made
 
 
+@pytest.mark.parametrize(("share", "warns"), [("1", False), ("1.5", True)])
+def test_a_share_of_more_than_all_is_obeyed_with_a_warning(share, warns):
+    vector = SteeringVector.from_arrays({1: AXIS[0]}, op="project", name="off")
+    made = plan((f"off:{share}", vector))
+    assert any("more than the whole component" in line for line in made.warnings) == warns
+    assert made
+
+
 def test_a_vector_of_another_width_is_refused():
     with pytest.raises(VectorError, match=r"'terse' has width 4, tiny has 8: .* extract terse"):
         plan(("terse:1", terse()), shape=replace(SHAPE, d_model=8))
