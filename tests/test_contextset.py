@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "latin.txt").write_bytes("straße".encode("latin-1"))
     with pytest.raises(ContrastError, match=r"latin\.txt is not UTF-8 text"):
         ContextSet.load(tmp_path / "latin.txt", questions)
-    with pytest.raises(ContrastError, match="The document .blank. is empty"):
+    with pytest.raises(ContrastError, match=r"The document .blank. is empty"):
         ContextSet.load(write(tmp_path / "blank.txt", " \n"), questions)
     with pytest.raises(ContrastError, match=r"0 questions are too few: .* at least 6"):
         ContextSet.load(questions, write(tmp_path / "no.txt", "\n"))

@@ -200,11 +200,14 @@ def label_command(
         if namer_model:
             who, by = ModelNamer(EndpointJudge(namer, namer_model)), namer_model
     numbers = list(named) or label.choose(known, count, seed)
-    made = label.label(
-        known, numbers, who, by, seed=seed,
-        on_label=lambda n, one: say(f"{n}: {one.text} ({one.accuracy:.2f})"),
-    )  # fmt: skip
-    file = labels.keep(path, made)
+    file = path / labels.LABELS
+
+    def keep(number: int, one: labels.Label) -> None:
+        """As each is found: a namer that fails at the tenth loses none of the nine."""
+        labels.keep(path, {number: one})
+        say(f"{number}: {one.text} ({one.accuracy:.2f})")
+
+    made = label.label(known, numbers, who, by, seed=seed, on_label=keep)
     if as_json:
         print_json({"path": file, "labels": {n: vars(one) for n, one in made.items()}})
         return

@@ -97,15 +97,16 @@ def label(
     on_label: called with each as it is found. Raises SaeError for a feature that cannot be
     tested: too few snippets, or none without it.
     """
-    found: dict[int, Label] = {}
     for number in numbers:
-        feature = index.features.get(number)
-        if feature is None:
+        if number not in index.features:
             raise SaeError(
                 f"Feature {number} never fires in the index's text, or the dictionary has fewer:"
                 " nothing to name. To find some that do: mlxsteer sae find TEXT"
             )
-        found[number] = _label(index, feature, namer, by, random.Random(f"{seed} {number}"))
+    found: dict[int, Label] = {}
+    for number in numbers:
+        draw = random.Random(f"{seed} {number}")
+        found[number] = _label(index, index.features[number], namer, by, draw)
         if on_label:
             on_label(number, found[number])
     return found

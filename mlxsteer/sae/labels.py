@@ -41,9 +41,8 @@ def labels_of(path: Path) -> dict[int, Label]:
         raise SaeError(f"{file} is damaged ({error}). Remove it and label again.") from None
 
 
-def keep(path: Path, labels: Mapping[int, Label]) -> Path:
-    """Add `labels` to those that are there; returns the file."""
+def keep(path: Path, labels: Mapping[int, Label]) -> None:
+    """Add `labels` to those that are there."""
     merged = labels_of(path) | dict(labels)
     facts = {str(index): asdict(merged[index]) for index in sorted(merged)}
     write_text(path / LABELS, json.dumps(facts, ensure_ascii=False, indent=1))
-    return path / LABELS

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxsteer.contrast import ContrastSet
 from mlxsteer.errors import ModelError, SaeError, UsageError
 from mlxsteer.model import Model
 from mlxsteer.sae import activations, chats, corpus
@@ -218,3 +219,20 @@ def test_massive_states_are_neither_trained_on_nor_scored(tmp_path: Path) -> Non
     assert sorted(found.train_order(0, 0)) == [row for row in range(900) if row != 7]
     assert 950 not in found.held_out()
     assert len(found.held_out()) == 99
+
+
+def test_contrast_sets_are_a_corpus_of_both_poles() -> None:
+    found = list(corpus.documents(corpus.CONTRAST_SETS))
+    bridge = ContrastSet.load("golden-gate")
+    assert {*bridge.positive, *bridge.negative} <= {one for one in found if isinstance(one, str)}
+    chats = [one for one in found if not isinstance(one, str)]
+    assert all([m["role"] for m in one] == ["user", "assistant"] for one in chats)
+    assert len(chats) > 100
+
+
+def test_a_small_source_is_taken_whole_beside_a_large_one() -> None:
+    small = [Window((1, 2, 3), 1)] * 5
+    large = [Window((4, 5, 6), 1)] * 500
+    found = corpus.shared_out([large, small], 100, seed=0)
+    assert found.count(small[0]) == 5
+    assert sum(window.kept for window in found) == 100

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from unittest.mock import Mock
 
 import mlx.core as mx
 import numpy as np
@@ -15,11 +17,11 @@ from click.testing import CliRunner, Result
 
 from mlxsteer.cli import main
 from mlxsteer.contrast import ContrastSet
-from mlxsteer.errors import SaeError
+from mlxsteer.errors import MlxsteerError, SaeError
 from mlxsteer.judge import Comparison
 from mlxsteer.model import Model
 from mlxsteer.models.hooks import Run
-from mlxsteer.sae import activations, corpus, find, folder, index, indexing, label, labels, shelf
+from mlxsteer.sae import activations, find, folder, index, indexing, label, labels, shelf
 from mlxsteer.sae.corpus import Window
 from mlxsteer.sae.dictionary import Dictionary
 from mlxsteer.sae.index import Background, Feature, Index, Snippet
@@ -370,26 +372,23 @@ def test_an_endpoint_names_and_its_name_can_be_steered_by(
     assert tiny.plan("sae/fire:2r").terms[0].vector.about["feature"] == 7
 
 
+def test_labels_made_before_a_namer_failed_are_kept(
+    folder: Path, kept: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fire = burning()
+    both = {**fire.features, 8: replace(fire.features[7], index=8)}
+    index.write(replace(fire, features=both), kept)
+    made = [Label("Fire", 1.0, 6, 0.0, "m"), MlxsteerError("the endpoint is gone")]
+    monkeypatch.setattr(label, "_label", Mock(side_effect=made))
+    words = ("sae", "label", "7,8", "--namer", endpoint, "--namer-model", "m", "--model", folder)
+    failed = typed(*words)
+    assert (failed.exit_code, "the endpoint is gone" in failed.stderr) == (1, True)
+    assert list(labels.labels_of(kept)) == [7]
+
+
 def test_the_model_itself_can_be_the_namer(folder: Path, kept: Path) -> None:
     index.write(burning(), kept)
     shown = typed("sae", "label", "7", "--model", folder)
     # The tiny model has no tokens A and B to choose between.
     assert shown.exit_code == 1
     assert "cannot judge" in shown.stderr
-
-
-def test_contrast_sets_are_a_corpus_of_both_poles() -> None:
-    found = list(corpus.documents(corpus.CONTRAST_SETS))
-    bridge = ContrastSet.load("golden-gate")
-    assert {*bridge.positive, *bridge.negative} <= {one for one in found if isinstance(one, str)}
-    chats = [one for one in found if not isinstance(one, str)]
-    assert all([m["role"] for m in one] == ["user", "assistant"] for one in chats)
-    assert len(chats) > 100
-
-
-def test_a_small_source_is_taken_whole_beside_a_large_one() -> None:
-    small = [Window((1, 2, 3), 1)] * 5
-    large = [Window((4, 5, 6), 1)] * 500
-    found = corpus.shared_out([large, small], 100, seed=0)
-    assert found.count(small[0]) == 5
-    assert sum(window.kept for window in found) == 100
