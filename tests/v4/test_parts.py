@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 
 from mlxsteer.models.deepseek_v4 import ModelArgs
-from mlxsteer.models.deepseek_v4.experts import clamped_swiglu
+from mlxsteer.models.deepseek_v4.experts import SwitchMLP, clamped_swiglu
+from mlxsteer.models.deepseek_v4.fusing import Switch
 from mlxsteer.models.deepseek_v4.hyper_connections import expand, gates
 from mlxsteer.models.deepseek_v4.indexer import index_scores, top_rows
 from mlxsteer.models.deepseek_v4.rope import inverse_frequencies, rope_of
 from mlxsteer.models.deepseek_v4.rounding import power_of_two_above, round_e2m1, round_e4m3
 from tests.v4.test_config import FLASH
-from tests.v4.tiny import largest
+from tests.v4.tiny import config, largest
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
@@ -115,3 +119,23 @@ def test_selection_is_the_exact_top_k_of_signed_relu_scores():
     assert largest(scores, want) < 1e-4
     best = np.sort(np.array(top_rows(scores, 7)), -1)
     assert np.array_equal(best, np.sort(np.argsort(want, -1)[..., -7:], -1))
+
+
+def test_experts_in_halves_equal_the_whole_in_any_thread(monkeypatch):
+    mx.random.seed(0)
+    args = ModelArgs.from_dict(config("tiny_fp32"))
+    switch = SwitchMLP(args)
+    switch.update(tree_map(lambda p: mx.random.normal(p.shape) * 0.1, switch.parameters()))
+    x, experts = mx.random.normal((3, args.hidden_size)), mx.array([[0, 1, 2]] * 3)
+
+    def run() -> np.ndarray:
+        return np.array(switch(x, experts))
+
+    monkeypatch.setattr(Switch, "on_host", True)
+    halves = run()
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(run).result()
+    monkeypatch.setattr(Switch, "on_host", False)
+    whole = run()
+    np.testing.assert_allclose(halves, whole, atol=1e-6)
+    np.testing.assert_array_equal(elsewhere, halves)

@@ -12,7 +12,15 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxsteer.models.deepseek_v4 import kernels, selection_kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused, library, on_host, sigmoid
+from mlxsteer.models.deepseek_v4.fusing import (
+    Joined,
+    counting,
+    fused,
+    in_halves,
+    library,
+    on_host,
+    sigmoid,
+)
 from mlxsteer.models.deepseek_v4.sharding import summed
 
 SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert pays
@@ -103,10 +111,7 @@ class SwitchMLP(nn.Module):
         """
         N, k = experts.shape
         if N * k < SORT_FROM:
-            token = (counting(N * k) // k).reshape(N, k) if N > 1 else _first_token(k)
-            h = self._activated(x[:, None], token, experts, False)
-            y = multiply(self.down_proj, h, counting(N * k).reshape(N, k), experts, False)
-            return y[..., 0, :]
+            return in_halves(lambda part: self._one_by_one(x, part), experts)
         order = mx.argsort(experts.flatten())
         if not mx.metal.is_available() and "scales" not in self.gate_proj:
             return self._by_expert(x[order // k], experts)[mx.argsort(order)].reshape(N, k, -1)
@@ -114,6 +119,14 @@ class SwitchMLP(nn.Module):
         h = self._activated(x[order // k][:, None], None, of, True)
         y = multiply(self.down_proj, h, None, of, True)[:, 0]
         return y[mx.argsort(order)].reshape(N, k, -1)
+
+    def _one_by_one(self, x: mx.array, experts: mx.array) -> mx.array:
+        """A product per token and chosen expert: [N, k, D]."""
+        N, k = experts.shape
+        token = (counting(N * k) // k).reshape(N, k) if N > 1 else _first_token(k)
+        h = self._activated(x[:, None], token, experts, False)
+        y = multiply(self.down_proj, h, counting(N * k).reshape(N, k), experts, False)
+        return y[..., 0, :]
 
     def _by_expert(self, x: mx.array, experts: mx.array) -> mx.array:
         """One product per expert, for CPUs, where a gathered product goes row by row.
