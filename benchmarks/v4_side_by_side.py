@@ -1,9 +1,9 @@
 """DeepSeek-V4 here and in mlx-vlm, side by side: the same float32 weights, one process, on CPU.
 
-Prints tokens per second (medians), how many times mlx-vlm's each is, and how far each one's
-logits are from a full forward pass. The residual stream, the experts' width and their number are
-an eighth of the real model's, with its three kinds of layer; heads, head size, query rank and
-index top-k are a quarter. mlx-vlm is a folder of its unpacked wheel (see `v4_peer`):
+Prints the weights' size, tokens per second (medians), how many times mlx-vlm's each is, and how far
+each one's logits are from a full forward pass. The residual stream, the experts' width and their
+number are an eighth of the real model's, with its three kinds of layer; heads, head size, query
+rank and index top-k are a quarter. mlx-vlm is a folder of its unpacked wheel (see `v4_peer`):
 
     python -m benchmarks.v4_side_by_side --mlx-vlm mlx-vlm
 """
@@ -86,6 +86,19 @@ def theirs(folder: Path, weights: list[tuple[str, mx.array]]) -> Any:
     return model
 
 
+def megabytes(model: Model) -> tuple[float, float]:
+    """Of all weights, and of those that one decoded token multiplies with."""
+    named = tree_flatten(model.parameters())
+    chosen = CONFIG["num_experts_per_tok"] / CONFIG["n_routed_experts"]
+    tables = ("embed_tokens", "tid2eid")
+    read = sum(
+        p.nbytes * (chosen if ".switch_mlp." in path else 1)
+        for path, p in named
+        if not any(table in path for table in tables)
+    )
+    return sum(p.nbytes for _, p in named) / 1e6, read / 1e6
+
+
 def logits_of(model: Any, ids: mx.array, cache: Any) -> mx.array:
     out = model(ids, cache=cache)
     return getattr(out, "logits", out)
@@ -124,6 +137,7 @@ def main() -> None:
         "mlxsteer": first,
         "mlx-vlm": theirs(options.mlx_vlm, tree_flatten(first.parameters())),
     }
+    print("{:.0f} MB of weights, of which a token reads {:.0f}".format(*megabytes(first)))
     print(f"{'':10}{'mode':>14}{'tokens/s':>10}{'ratio':>8}{'logits off by':>16}")
     for T in options.lengths:
         ids = mx.random.randint(0, CONFIG["vocab_size"], (1, T + options.steps * options.rounds))

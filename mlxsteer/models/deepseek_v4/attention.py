@@ -18,7 +18,8 @@ from mlxsteer.models.deepseek_v4 import kernels, row_kernels, selection_kernels
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
 from mlxsteer.models.deepseek_v4.compressor import Compressor
 from mlxsteer.models.deepseek_v4.config import HEAVY, SPARSE, WINDOW_ONLY, ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Joined, Switch, counting, on_host
+from mlxsteer.models.deepseek_v4.fusing import Joined, Switch, counting
+from mlxsteer.models.deepseek_v4.host import on_host
 from mlxsteer.models.deepseek_v4.indexer import Indexer
 from mlxsteer.models.deepseek_v4.positions import Span, band, pick
 from mlxsteer.models.deepseek_v4.rope import Rope, rope_of

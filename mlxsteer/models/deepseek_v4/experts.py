@@ -12,15 +12,8 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxsteer.models.deepseek_v4 import kernels, selection_kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import (
-    Joined,
-    counting,
-    fused,
-    in_halves,
-    library,
-    on_host,
-    sigmoid,
-)
+from mlxsteer.models.deepseek_v4.fusing import Joined, counting, fused
+from mlxsteer.models.deepseek_v4.host import in_halves, library, on_host, sigmoid
 from mlxsteer.models.deepseek_v4.sharding import summed
 
 SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert pays

@@ -15,7 +15,8 @@ import numpy as np
 
 from mlxsteer.models.deepseek_v4 import hyper_kernels, kernels
 from mlxsteer.models.deepseek_v4.config import ModelArgs
-from mlxsteer.models.deepseek_v4.fusing import Switch, fused, library, on_host, sigmoid, softmax
+from mlxsteer.models.deepseek_v4.fusing import Switch, fused
+from mlxsteer.models.deepseek_v4.host import library, on_host, sigmoid, softmax
 
 
 def sinkhorn(C: Any, iterations: int, eps: float) -> Any:
