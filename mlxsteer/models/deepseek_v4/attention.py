@@ -44,13 +44,18 @@ class Rows(NamedTuple):
 class Projected(NamedTuple):
     """What a layer made of its new tokens.
 
-    qr [B, T, q_lora_rank] normed; kv [B, T, d] rows for the ring; weights [B, T, h] of the
-    index heads, where the layer has an indexer.
+    qr [B, T, q_lora_rank] normed; kv [B, T, d]; rows [B, T, *]: what compressors and indexer
+    read, side by side, where the layer has them. Once the tokens are stored, kv are the rows
+    of the ring, and weights [B, T, h] those of the index heads. Where they are made already,
+    q [B, T, H*d] and index_q [B, T, h*c] are `wq_b` of qr: the layer's and its indexer's.
     """
 
     qr: mx.array
     kv: mx.array
-    weights: mx.array | None
+    rows: mx.array | None = None
+    weights: mx.array | None = None
+    q: mx.array | None = None
+    index_q: mx.array | None = None
 
 
 def _dots(q: mx.array, rows: mx.array) -> mx.array:
@@ -160,14 +165,43 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array:
         """x [B, T, D], normed -> [B, T, D]. Stores the tokens in `cache`."""
-        cache.begin(span)
         qr, kv = self._inner.split(self._inner(x))
-        kv = self._row(kv, self.kv_norm, span)
-        weights = self._compress(x, cache, span) if self._ratio else None
-        run = self._decode if span.is_step else self._prefill
-        out = run(Projected(self.q_norm(qr), kv, weights), cache, span)
-        cache.advance(span)
+        rows = self._rows_inner(x.astype(mx.float32)) if self._ratio else None
+        new = Projected(self.q_norm(qr), kv, rows)
+        if span.is_step:
+            out = self.output(self.step(new, cache, span), x.dtype)
+        else:
+            out = self._prefill(self._take_in(new, cache, span), cache, span)
+            cache.advance(span)
         return summed(out.astype(x.dtype), self._group)
+
+    def step(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> mx.array:
+        """One token per row, stored in `cache` -> heads [B, H, 1, d] for `output`."""
+        new = self._take_in(new, cache, span)
+        cache.write_ring(span, new.kv)
+        q = self._queries(self.wq_b(new.qr) if new.q is None else new.q, span.offset)
+        o = attend(q, [self._step_rows(new, cache, span)], self.attn_sink)
+        cache.advance(span)
+        return self._rope(o, span.offset, inverse=True)
+
+    def output(self, o: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Heads o [B, H, t, d], turned back, projected in groups -> [B, t, D]."""
+        B, H, t, d = o.shape
+        o = o.astype(dtype).reshape(B, self._groups, H // self._groups, t, d).swapaxes(2, 3)
+        o = self.wo_a(o.reshape(B, self._groups, t, -1))
+        return self.wo_b(o.swapaxes(1, 2).reshape(B, t, -1))
+
+    def chooses(self, span: Span) -> bool:
+        """Whether a step's queries see more rows than they may attend to."""
+        return self._ratio == SPARSE and span.visible(SPARSE, 0) > self._args.index_topk
+
+    def _take_in(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> Projected:
+        """The tokens with finished kv and the indexer's weights; stores the rows they close."""
+        cache.begin(span)
+        new = new._replace(kv=self._row(new.kv, self.kv_norm, span))
+        if new.rows is None:
+            return new
+        return new._replace(weights=self._compress(new.rows, cache, span))
 
     def _row(self, y: mx.array, norm: nn.RMSNorm, span: Span, m: int = 0) -> mx.array:
         """Raw rows [B, N, d] normed, given their positions (every m), and rounded, for storing."""
@@ -189,13 +223,15 @@ class Attention(nn.Module):
             keys = rope(norm(y.astype(span.dtype)), span.window_offset(SPARSE), step=SPARSE)
         return self.indexer.rounded(keys, span.dtype)
 
-    def _compress(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array | None:
+    def _compress(
+        self, parts: mx.array, cache: DeepseekV4Cache, span: Span
+    ) -> mx.array | None:
         """Store the rows and index keys of the windows that these tokens fill.
 
-        Returns the indexer's head weights [B, T, h] where the layer has an indexer.
+        parts [B, T, *]: the products of `_ROW_PROJECTIONS`. Returns the indexer's head weights
+        [B, T, h] where the layer has an indexer.
         """
         m, inner = self._ratio, self._rows_inner
-        parts = inner(x.astype(mx.float32))
         C = sum(inner.widths[:2])
         rows = self.compressor(parts[..., :C], cache.open, span)
         keys = weights = None
@@ -222,46 +258,31 @@ class Attention(nn.Module):
         else:
             cache.append(first, rows, keys)
 
-    def _queries(self, qr: mx.array, offset: int | mx.array) -> mx.array:
-        """qr [B, t, q_lora_rank] -> [B, H, t, d] float32, normed per head, turned, scaled."""
-        q = mx.unflatten(self.wq_b(qr), -1, (self._heads, -1)).astype(mx.float32)
+    def _queries(self, y: mx.array, offset: int | mx.array) -> mx.array:
+        """y [B, t, H*d] from `wq_b` -> [B, H, t, d] float32, normed per head, turned, scaled."""
+        q = mx.unflatten(y, -1, (self._heads, -1)).astype(mx.float32)
         q = mx.fast.rms_norm(q, self._query_scale, self._eps).swapaxes(1, 2)
         return self._rope(q, offset)
 
-    def _output(self, o: mx.array, offset: int | mx.array, dtype: mx.Dtype) -> mx.array:
-        """Heads o [B, H, t, d] turned back and projected in groups -> [B, t, D]."""
-        B, H, t, d = o.shape
-        o = self._rope(o, offset, inverse=True).astype(dtype)  # [B, H, t, d]
-        o = o.reshape(B, self._groups, H // self._groups, t, d).swapaxes(2, 3)
-        o = self.wo_a(o.reshape(B, self._groups, t, -1))
-        return self.wo_b(o.swapaxes(1, 2).reshape(B, t, -1))
-
-    # -- one token per row ------------------------------------------------------------------
-
-    def _decode(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> mx.array:
-        cache.write_ring(span, new.kv)
-        q = self._queries(new.qr, span.offset)
-        o = attend(q, [self._decode_rows(new, cache, span)], self.attn_sink)
-        return self._output(o, span.offset, new.qr.dtype)
-
-    def _decode_rows(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> Rows:
+    def _step_rows(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> Rows:
         """The ring and the chosen compressed rows, of one buffer."""
         assert cache.kv is not None
-        W, m, k = self._args.sliding_window, self._ratio, self._args.index_topk
+        W, m = self._args.sliding_window, self._ratio
         R = span.visible(m, 0) if m else 0
-        if m != SPARSE or k >= R:
-            return Rows(cache.kv[:, : W + R], self._decode_mask(span, counting(W + R)[None, None]))
+        if not self.chooses(span):
+            return Rows(cache.kv[:, : W + R], self._step_mask(span, counting(W + R)[None, None]))
         assert cache.keys is not None
         assert new.weights is not None
         seen = None if span.aligned else span.visible_counts(m, 0, 1)
-        best = self.indexer.select(new.qr, new.weights, cache.keys[:, :R], span.offset, seen)
+        y = self.indexer.wq_b(new.qr) if new.index_q is None else new.index_q
+        best = self.indexer.select(y, new.weights, cache.keys[:, :R], span.offset, seen)
         mask = None
         if not span.aligned or span.ends[0] < W:
             ring = mx.broadcast_to(counting(W), (span.B, 1, W))
-            mask = self._decode_mask(span, mx.concatenate([ring, best + W], axis=-1))
+            mask = self._step_mask(span, mx.concatenate([ring, best + W], axis=-1))
         return Rows(chosen_rows(cache.kv, best.squeeze(1), W), mask)
 
-    def _decode_mask(self, span: Span, index: mx.array) -> mx.array | None:
+    def _step_mask(self, span: Span, index: mx.array) -> mx.array | None:
         """[B or 1, 1, K] which of the buffer slots `index` hold something for each row."""
         W, m = self._args.sliding_window, self._ratio
         if span.aligned and span.ends[0] >= W:
@@ -317,8 +338,9 @@ class Attention(nn.Module):
         if self._ratio and span.visible(self._ratio, i1 - 1):
             parts.append(self._far(new, cache, span, i0, i1))
         offset = span.shifted(i0)
-        o = attend(self._queries(new.qr[:, i0:i1], offset), parts, self.attn_sink)
-        return self._output(o, offset, new.qr.dtype)
+        q = self._queries(self.wq_b(new.qr[:, i0:i1]), offset)
+        o = self._rope(attend(q, parts, self.attn_sink), offset, inverse=True)
+        return self.output(o, new.qr.dtype)
 
     def _far(self, new: Projected, cache: DeepseekV4Cache, span: Span, i0: int, i1: int) -> Rows:
         """The compressed rows for tokens i0..i1: all that are visible, or each token's best."""
@@ -330,9 +352,8 @@ class Attention(nn.Module):
             return Rows(rows, counting(R) < seen[..., None])
         assert cache.keys is not None
         assert new.weights is not None
-        best = self.indexer.select(
-            new.qr[:, i0:i1], new.weights[:, i0:i1], cache.keys[:, :R], span.shifted(i0), seen
-        )
+        y, weights = self.indexer.wq_b(new.qr[:, i0:i1]), new.weights[:, i0:i1]
+        best = self.indexer.select(y, weights, cache.keys[:, :R], span.shifted(i0), seen)
         chosen = pick_rows(rows, mx.flatten(best, 1, 2))
         return Rows(mx.unflatten(chosen, 1, best.shape[1:]), best < seen[..., None])
 

@@ -67,7 +67,7 @@ class Indexer(nn.Module):
 
     def select(
         self,
-        qr: mx.array,
+        y: mx.array,
         weights: mx.array,
         keys: mx.array,
         offset: int | mx.array,
@@ -75,12 +75,12 @@ class Indexer(nn.Module):
     ) -> mx.array:
         """Indices [B, t, k] of the best rows for t queries.
 
-        qr [B, t, q_lora_rank]; weights [B, t, h] from `weights_proj`, whose constant scale does
+        y [B, t, h*c] from `wq_b`; weights [B, t, h] from `weights_proj`, whose constant scale does
         not change the order; keys [B, R, c]; `seen` [B or 1, t] counts the rows that each query
         may see (None: all). With fewer than k visible, the rest are invisible rows, for the
         caller to mask.
         """
-        q = mx.unflatten(self.wq_b(qr), -1, (self._heads, -1)).swapaxes(1, 2)
+        q = mx.unflatten(y, -1, (self._heads, -1)).swapaxes(1, 2)
         q = self.rounded(self.rope(q, offset), keys.dtype)
         R = keys.shape[1]
         if R <= SCORE_BLOCK:
