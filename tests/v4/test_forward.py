@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxsteer.models.deepseek_v4.fusing import Switch
 from tests.v4.tiny import (
     EXACT,
     FakeTaps,
@@ -30,6 +31,12 @@ def tapped():
         layer.taps = None
 
 
+@pytest.fixture(params=["in NumPy", "in MLX"])
+def step_in(request, monkeypatch):
+    """Decode steps as a CPU runs them, and as a GPU does without its kernels."""
+    monkeypatch.setattr(Switch, "on_host", request.param == "in NumPy")
+
+
 def test_full_forward_equals_golden_logits():
     assert largest(model()(token_ids())[0], golden("tiny_fp32")["logits"]) < EXACT
 
@@ -45,6 +52,7 @@ def test_prefill_in_pieces_equals_golden_logits(size):
     assert largest(logits, golden("tiny_fp32")["logits"][:T]) < EXACT
 
 
+@pytest.mark.usefixtures("step_in")
 @pytest.mark.parametrize("split", [1, 5, 7, 8, 9, 127, 128, 130, 200])
 def test_decode_from_any_split_equals_full_prefill(split):
     steps = 12
@@ -52,11 +60,13 @@ def test_decode_from_any_split_equals_full_prefill(split):
     assert largest(logits, golden("tiny_fp32")["logits"][: split + steps]) < EXACT
 
 
+@pytest.mark.usefixtures("step_in")
 def test_decode_from_the_first_token_equals_golden():
     logits = run(model(), token_ids(), [1] * 30)
     assert largest(logits, golden("tiny_fp32")["logits"][:30]) < EXACT
 
 
+@pytest.mark.usefixtures("step_in")
 @pytest.mark.slow
 def test_decode_of_every_token_equals_golden():
     logits = run(model(), token_ids(), [1] * 300)
@@ -116,6 +126,7 @@ def test_adding_to_all_streams_equals_golden_steered_logits(tapped):
     assert largest(run(tapped, token_ids(), pieces(300, 64)), z["logits_steered"]) < EXACT
 
 
+@pytest.mark.usefixtures("step_in")
 def test_steered_decode_equals_golden_steered_logits(tapped):
     z = golden("tiny_fp32")
     v = mx.array(z["steer_vec"])

@@ -142,7 +142,7 @@ class Attention(nn.Module):
         self._eps, self._scale = args.rms_norm_eps, d**-0.5
         self._rope = rope_of(args, self._ratio, d)
         self._heads, self._groups = H, args.o_groups
-        self._group: Any = None  # of processes, where heads are split among several
+        self.group: Any = None  # of processes, where heads are split among several
         self.wq_a = nn.Linear(D, args.q_lora_rank, bias=False)
         self.q_norm = nn.RMSNorm(args.q_lora_rank, eps=args.rms_norm_eps)
         self.wq_b = nn.Linear(args.q_lora_rank, H * d, bias=False)
@@ -156,24 +156,24 @@ class Attention(nn.Module):
         if self._ratio == SPARSE:
             self.indexer = Indexer(args)
         self._query_scale = mx.full((d,), self._scale)
-        self._inner = Joined(self, "wq_a", "wkv")
-        self._rows_inner = Joined(self, *_ROW_PROJECTIONS[self._ratio])
+        self.inner = Joined(self, "wq_a", "wkv")
+        self.rows_inner = Joined(self, *_ROW_PROJECTIONS[self._ratio])
 
     def keep_part(self, n: int, group: Any) -> None:
         """From now on run one n-th of the heads; the others run in other processes."""
-        self._heads, self._groups, self._group = self._heads // n, self._groups // n, group
+        self._heads, self._groups, self.group = self._heads // n, self._groups // n, group
 
     def __call__(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array:
         """x [B, T, D], normed -> [B, T, D]. Stores the tokens in `cache`."""
-        qr, kv = self._inner.split(self._inner(x))
-        rows = self._rows_inner(x.astype(mx.float32)) if self._ratio else None
+        qr, kv = self.inner.split(self.inner(x))
+        rows = self.rows_inner(x.astype(mx.float32)) if self._ratio else None
         new = Projected(self.q_norm(qr), kv, rows)
         if span.is_step:
             out = self.output(self.step(new, cache, span), x.dtype)
         else:
             out = self._prefill(self._take_in(new, cache, span), cache, span)
             cache.advance(span)
-        return summed(out.astype(x.dtype), self._group)
+        return summed(out.astype(x.dtype), self.group)
 
     def step(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> mx.array:
         """One token per row, stored in `cache` -> heads [B, H, 1, d] for `output`."""
@@ -223,15 +223,13 @@ class Attention(nn.Module):
             keys = rope(norm(y.astype(span.dtype)), span.window_offset(SPARSE), step=SPARSE)
         return self.indexer.rounded(keys, span.dtype)
 
-    def _compress(
-        self, parts: mx.array, cache: DeepseekV4Cache, span: Span
-    ) -> mx.array | None:
+    def _compress(self, parts: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array | None:
         """Store the rows and index keys of the windows that these tokens fill.
 
         parts [B, T, *]: the products of `_ROW_PROJECTIONS`. Returns the indexer's head weights
         [B, T, h] where the layer has an indexer.
         """
-        m, inner = self._ratio, self._rows_inner
+        m, inner = self._ratio, self.rows_inner
         C = sum(inner.widths[:2])
         rows = self.compressor(parts[..., :C], cache.open, span)
         keys = weights = None

@@ -22,11 +22,11 @@ SORT_FROM = 64  # chosen experts in a pass, from which sorting tokens by expert 
 @fused
 def clamped_swiglu(gate: mx.array, up: mx.array, limit: float, dtype: mx.Dtype) -> mx.array:
     """`silu(min(gate, limit)) * clip(up, -limit, limit)`, in float32, cast at the end."""
-    return _swiglu(gate.astype(mx.float32), up.astype(mx.float32), limit).astype(dtype)
+    return swiglu(gate.astype(mx.float32), up.astype(mx.float32), limit).astype(dtype)
 
 
 @on_host(np.float32, least=2**14)
-def _swiglu(gate: Any, up: Any, limit: float) -> Any:
+def swiglu(gate: Any, up: Any, limit: float) -> Any:
     lib = library(gate)
     g = lib.minimum(gate, limit)
     return g * sigmoid(g) * lib.clip(up, -limit, limit)
@@ -68,7 +68,7 @@ class Gate(nn.Module):
     def __init__(self, args: ModelArgs, layer: int):
         super().__init__()
         E, k = args.n_routed_experts, args.num_experts_per_tok
-        self._k = k
+        self.k = k
         self.weight = mx.zeros((E, args.hidden_size))
         if layer < args.num_hash_layers:
             self.tid2eid = mx.zeros((args.vocab_size, k), dtype=mx.int32)
@@ -83,7 +83,7 @@ class Gate(nn.Module):
             experts = mx.take(self.tid2eid, ids, axis=0)
             return experts, weights_of(logits, experts)
         biased = biased_affinities(logits, self.e_score_correction_bias)
-        return top_experts(biased, logits, self._k)
+        return top_experts(biased, logits, self.k)
 
 
 class SwitchMLP(nn.Module):
@@ -92,7 +92,7 @@ class SwitchMLP(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         D, I, E = args.hidden_size, args.moe_intermediate_size, args.n_routed_experts
-        self._limit = args.swiglu_limit
+        self.limit = args.swiglu_limit
         self.gate_proj = SwitchLinear(D, I, E, bias=False)
         self.up_proj = SwitchLinear(D, I, E, bias=False)
         self.down_proj = SwitchLinear(I, D, E, bias=False)
@@ -133,7 +133,7 @@ class SwitchMLP(nn.Module):
             mx.concatenate([x[part] @ linear.weight[e].T for e, part in parts])
             for linear in (self.gate_proj, self.up_proj)
         )
-        h = clamped_swiglu(gate, up, self._limit, x.dtype)
+        h = clamped_swiglu(gate, up, self.limit, x.dtype)
         return mx.concatenate([h[part] @ self.down_proj.weight[e].T for e, part in parts])
 
     def _activated(
@@ -141,7 +141,7 @@ class SwitchMLP(nn.Module):
     ) -> mx.array:
         gate = multiply(self.gate_proj, x, token, experts, in_order)
         up = multiply(self.up_proj, x, token, experts, in_order)
-        h = clamped_swiglu(gate, up, self._limit, x.dtype)
+        h = clamped_swiglu(gate, up, self.limit, x.dtype)
         return h if in_order else mx.flatten(h, 0, 1)
 
 
@@ -183,7 +183,7 @@ class SharedExpert(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         D, I = args.hidden_size, args.moe_intermediate_size * args.n_shared_experts
-        self._limit = args.swiglu_limit
+        self.limit = args.swiglu_limit
         self.gate_proj = nn.Linear(D, I, bias=False)
         self.up_proj = nn.Linear(D, I, bias=False)
         self.down_proj = nn.Linear(I, D, bias=False)
@@ -191,7 +191,7 @@ class SharedExpert(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         gate, up = self._inner.split(self._inner(x))
-        return self.down_proj(clamped_swiglu(gate, up, self._limit, x.dtype))
+        return self.down_proj(clamped_swiglu(gate, up, self.limit, x.dtype))
 
 
 class MoE(nn.Module):
@@ -199,7 +199,7 @@ class MoE(nn.Module):
 
     def __init__(self, args: ModelArgs, layer: int):
         super().__init__()
-        self._scale = args.routed_scaling_factor
+        self.scale = args.routed_scaling_factor
         self.gate = Gate(args, layer)
         self.switch_mlp = SwitchMLP(args)
         self.shared_experts = SharedExpert(args)
@@ -211,5 +211,5 @@ class MoE(nn.Module):
         experts, weights = self.gate(tokens, ids.flatten())
         y = self.switch_mlp(tokens, experts).astype(mx.float32)
         shared = self.shared_experts(tokens)[:, None].astype(mx.float32)
-        out = mx.addmm(shared, weights[:, None], y, alpha=self._scale)
+        out = mx.addmm(shared, weights[:, None], y, alpha=self.scale)
         return summed(out.reshape(x.shape), self.group).astype(x.dtype)

@@ -67,14 +67,23 @@ class Joined:
     """
 
     def __init__(self, parent: nn.Module, *paths: str):
-        self._parent, self._paths = parent, paths
+        self._parent, self._paths = parent, [path.split(".") for path in paths]
         self._parts: list[mx.array] = []
         self._whole: dict[str, mx.array] | None = None
-        self.widths: list[int] = []
+
+    @property
+    def linears(self) -> list[Any]:
+        """The single layers."""
+        return [self._find(path) for path in self._paths]
+
+    @property
+    def widths(self) -> list[int]:
+        """Of the single layers' outputs."""
+        return [linear.weight.shape[0] for linear in self.linears]
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., D] -> the outputs side by side [..., sum of widths], in float32 if packed so."""
-        linears = [self._find(path) for path in self._paths]
+        linears = self.linears
         weights = [linear.weight for linear in linears]
         if len(weights) != len(self._parts) or any(
             a is not b for a, b in zip(weights, self._parts, strict=True)
@@ -97,14 +106,13 @@ class Joined:
             mode=first.mode,
         )
 
-    def _find(self, path: str) -> Any:
+    def _find(self, path: Sequence[str]) -> Any:
         found: Any = self._parent
-        for name in path.split("."):
+        for name in path:
             found = found[name]
         return found
 
     def _join(self, linears: Sequence[Any]) -> None:
-        self.widths = [linear.weight.shape[0] for linear in linears]
         self._whole = None
         if _same_packing(linears):
             names = [k for k in ("weight", "scales", "biases") if linears[0].get(k) is not None]

@@ -25,7 +25,7 @@ def on_host(dtype: Any, least: int = 0) -> Callable[[F], F]:
     def choose(function: F) -> F:
         @wraps(function)
         def run(*args: Any) -> Any:
-            if not Switch.on_host or args[0].size < least:
+            if not (Switch.on_host and isinstance(args[0], mx.array)) or args[0].size < least:
                 return function(*args)
             mx.eval([a for a in args if isinstance(a, mx.array)])
             given = [_numpy(a, dtype) if isinstance(a, mx.array) else a for a in args]

@@ -150,13 +150,13 @@ class HyperConnection(nn.Module):
         self.fn = mx.zeros((n * (n + 2), n * D))
         self.base = mx.zeros((n * (n + 2),))
         self.scale = mx.ones((3,))
-        self._constants = (args.hc_sinkhorn_iters, args.hc_eps, args.rms_norm_eps)
+        self.constants = (args.hc_sinkhorn_iters, args.hc_eps, args.rms_norm_eps)
 
     def __call__(
         self, X: mx.array, dtype: mx.Dtype | None = None
     ) -> tuple[mx.array, mx.array, mx.array]:
         """X [B, T, n, D] -> the sublayer's input [B, T, D] in `dtype` (or X's), post, C."""
-        return front(X, self.fn, self.scale, self.base, dtype or X.dtype, self._constants)
+        return front(X, self.fn, self.scale, self.base, dtype or X.dtype, self.constants)
 
 
 class HyperHead(nn.Module):

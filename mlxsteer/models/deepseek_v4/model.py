@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxsteer.models.deepseek_v4 import host_step
 from mlxsteer.models.deepseek_v4 import weights as checkpoint
 from mlxsteer.models.deepseek_v4.attention import Attention
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache, layer_shape
@@ -41,6 +42,8 @@ class DecoderLayer(nn.Module):
         A step of a packed model works in float32 between the streams: no casts, and the same
         bytes of weights.
         """
+        if host_step.serves(self, X, span):
+            return host_step.run(self, X, ids, cache, span)
         wide = mx.float32 if span.is_step and "scales" in self.attn.wq_a else X.dtype
         x, post, C = self.attn_hc(X, wide)
         a = self.attn(self.attn_norm(x), cache, span)
