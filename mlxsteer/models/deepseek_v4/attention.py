@@ -46,15 +46,14 @@ class Projected(NamedTuple):
 
     qr [B, T, q_lora_rank] normed; kv [B, T, d]; rows [B, T, *]: what compressors and indexer
     read, side by side, where the layer has them. Once the tokens are stored, kv are the rows
-    of the ring, and weights [B, T, h] those of the index heads. Where they are made already,
-    q [B, T, H*d] and index_q [B, T, h*c] are `wq_b` of qr: the layer's and its indexer's.
+    of the ring, and weights [B, T, h] those of the index heads. Where it is made already,
+    index_q [B, T, h*c] is the indexer's `wq_b` of qr.
     """
 
     qr: mx.array
     kv: mx.array
     rows: mx.array | None = None
     weights: mx.array | None = None
-    q: mx.array | None = None
     index_q: mx.array | None = None
 
 
@@ -75,7 +74,7 @@ def _mix(p: mx.array, rows: mx.array) -> mx.array:
 
 
 @on_host(np.float32, least=2**14)
-def _weights(scores: Any, sink: Any) -> Any:
+def softmax_with_sink(scores: Any, sink: Any) -> Any:
     """Softmax of scores [B, H, t, K] with a sink [H] in its denominator."""
     sinks = sink[:, None, None]
     if isinstance(scores, mx.array):
@@ -98,7 +97,7 @@ def attend(q: mx.array, parts: list[Rows], sink: mx.array) -> mx.array:
     for part, r in zip(parts, rows, strict=True):
         s = _dots(q, r)
         scores.append(s if part.mask is None else mx.where(part.mask[:, None], s, -mx.inf))
-    p = _weights(scores[0] if len(scores) == 1 else mx.concatenate(scores, axis=-1), sink)
+    p = softmax_with_sink(scores[0] if len(scores) == 1 else mx.concatenate(scores, axis=-1), sink)
     out, at = None, 0
     for r in rows:
         mixed = _mix(p[..., at : at + r.shape[-2]], r)
@@ -138,10 +137,10 @@ class Attention(nn.Module):
     def __init__(self, args: ModelArgs, layer: int):
         super().__init__()
         D, H, d = args.hidden_size, args.num_attention_heads, args.head_dim
-        self._args, self._ratio = args, args.compress_ratios[layer]
-        self._eps, self._scale = args.rms_norm_eps, d**-0.5
-        self._rope = rope_of(args, self._ratio, d)
-        self._heads, self._groups = H, args.o_groups
+        self.args, self.ratio = args, args.compress_ratios[layer]
+        self.eps, self._scale = args.rms_norm_eps, d**-0.5
+        self.rope = rope_of(args, self.ratio, d)
+        self.heads, self._groups = H, args.o_groups
         self.group: Any = None  # of processes, where heads are split among several
         self.wq_a = nn.Linear(D, args.q_lora_rank, bias=False)
         self.q_norm = nn.RMSNorm(args.q_lora_rank, eps=args.rms_norm_eps)
@@ -151,22 +150,22 @@ class Attention(nn.Module):
         self.wo_a = MultiLinear(H * d // args.o_groups, args.o_lora_rank, args.o_groups)
         self.wo_b = nn.Linear(args.o_groups * args.o_lora_rank, D, bias=False)
         self.attn_sink = mx.zeros((H,))
-        if self._ratio:
-            self.compressor = Compressor(args, self._ratio, d)
-        if self._ratio == SPARSE:
+        if self.ratio:
+            self.compressor = Compressor(args, self.ratio, d)
+        if self.ratio == SPARSE:
             self.indexer = Indexer(args)
         self._query_scale = mx.full((d,), self._scale)
         self.inner = Joined(self, "wq_a", "wkv")
-        self.rows_inner = Joined(self, *_ROW_PROJECTIONS[self._ratio])
+        self.rows_inner = Joined(self, *_ROW_PROJECTIONS[self.ratio])
 
     def keep_part(self, n: int, group: Any) -> None:
         """From now on run one n-th of the heads; the others run in other processes."""
-        self._heads, self._groups, self.group = self._heads // n, self._groups // n, group
+        self.heads, self._groups, self.group = self.heads // n, self._groups // n, group
 
     def __call__(self, x: mx.array, cache: DeepseekV4Cache, span: Span) -> mx.array:
         """x [B, T, D], normed -> [B, T, D]. Stores the tokens in `cache`."""
         qr, kv = self.inner.split(self.inner(x))
-        rows = self.rows_inner(x.astype(mx.float32)) if self._ratio else None
+        rows = self.rows_inner(x.astype(mx.float32)) if self.ratio else None
         new = Projected(self.q_norm(qr), kv, rows)
         if span.is_step:
             out = self.output(self.step(new, cache, span), x.dtype)
@@ -177,12 +176,27 @@ class Attention(nn.Module):
 
     def step(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> mx.array:
         """One token per row, stored in `cache` -> heads [B, H, 1, d] for `output`."""
+        best = self.store(new, cache, span)
+        q = self._queries(self.wq_b(new.qr), span.offset)
+        o = attend(q, [self._step_rows(best, cache, span)], self.attn_sink)
+        return self.rope(o, span.offset, inverse=True)
+
+    def store(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> mx.array | None:
+        """Put one token per row in `cache`.
+
+        Returns the indices [B, 1, k] of the compressed rows to attend to; None: all.
+        """
         new = self._take_in(new, cache, span)
         cache.write_ring(span, new.kv)
-        q = self._queries(self.wq_b(new.qr) if new.q is None else new.q, span.offset)
-        o = attend(q, [self._step_rows(new, cache, span)], self.attn_sink)
         cache.advance(span)
-        return self._rope(o, span.offset, inverse=True)
+        if not self.chooses(span):
+            return None
+        assert cache.keys is not None
+        assert new.weights is not None
+        seen = None if span.aligned else span.visible_counts(SPARSE, 0, 1)
+        y = self.indexer.wq_b(new.qr) if new.index_q is None else new.index_q
+        keys = cache.keys[:, : span.visible(SPARSE, 0)]
+        return self.indexer.select(y, new.weights, keys, span.offset, seen)
 
     def output(self, o: mx.array, dtype: mx.Dtype) -> mx.array:
         """Heads o [B, H, t, d], turned back, projected in groups -> [B, t, D]."""
@@ -193,7 +207,7 @@ class Attention(nn.Module):
 
     def chooses(self, span: Span) -> bool:
         """Whether a step's queries see more rows than they may attend to."""
-        return self._ratio == SPARSE and span.visible(SPARSE, 0) > self._args.index_topk
+        return self.ratio == SPARSE and span.visible(SPARSE, 0) > self.args.index_topk
 
     def _take_in(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> Projected:
         """The tokens with finished kv and the indexer's weights; stores the rows they close."""
@@ -205,18 +219,18 @@ class Attention(nn.Module):
 
     def _row(self, y: mx.array, norm: nn.RMSNorm, span: Span, m: int = 0) -> mx.array:
         """Raw rows [B, N, d] normed, given their positions (every m), and rounded, for storing."""
-        nope, rounded = self._args.nope_head_dim, self._args.activation_rounding
+        nope, rounded = self.args.nope_head_dim, self.args.activation_rounding
         if span.is_step:
-            at, constants = span.position(m), (nope, rounded, self._eps)
-            return finished_row(y, norm.weight, self._rope, at, span.dtype, constants)
-        rows = self._rope(norm(y.astype(span.dtype)), span.window_offset(m), step=m or 1)
+            at, constants = span.position(m), (nope, rounded, self.eps)
+            return finished_row(y, norm.weight, self.rope, at, span.dtype, constants)
+        rows = self.rope(norm(y.astype(span.dtype)), span.window_offset(m), step=m or 1)
         return round_kv(rows, nope, span.dtype) if rounded else rows
 
     def _key(self, y: mx.array, norm: nn.RMSNorm, span: Span) -> mx.array:
         """The same for index keys [B, N, c]."""
         rope, c = self.indexer.rope, y.shape[-1]
         if span.is_step:
-            constants = (c - self._args.qk_rope_head_dim, False, self._eps)
+            constants = (c - self.args.qk_rope_head_dim, False, self.eps)
             at = span.position(SPARSE)
             keys = finished_row(y, norm.weight, rope, at, mx.float32, constants)
         else:
@@ -229,7 +243,7 @@ class Attention(nn.Module):
         parts [B, T, *]: the products of `_ROW_PROJECTIONS`. Returns the indexer's head weights
         [B, T, h] where the layer has an indexer.
         """
-        m, inner = self._ratio, self.rows_inner
+        m, inner = self.ratio, self.rows_inner
         C = sum(inner.widths[:2])
         rows = self.compressor(parts[..., :C], cache.open, span)
         keys = weights = None
@@ -245,7 +259,7 @@ class Attention(nn.Module):
         self, rows: mx.array, keys: mx.array | None, cache: DeepseekV4Cache, span: Span
     ) -> None:
         """Finish closed rows [B, N, d] and their index keys, and put them in the cache."""
-        m = self._ratio
+        m = self.ratio
         first = [s // m for s in span.starts]
         rows = self._row(rows, self.compressor.norm, span, m)
         if keys is not None:
@@ -258,22 +272,17 @@ class Attention(nn.Module):
 
     def _queries(self, y: mx.array, offset: int | mx.array) -> mx.array:
         """y [B, t, H*d] from `wq_b` -> [B, H, t, d] float32, normed per head, turned, scaled."""
-        q = mx.unflatten(y, -1, (self._heads, -1)).astype(mx.float32)
-        q = mx.fast.rms_norm(q, self._query_scale, self._eps).swapaxes(1, 2)
-        return self._rope(q, offset)
+        q = mx.unflatten(y, -1, (self.heads, -1)).astype(mx.float32)
+        q = mx.fast.rms_norm(q, self._query_scale, self.eps).swapaxes(1, 2)
+        return self.rope(q, offset)
 
-    def _step_rows(self, new: Projected, cache: DeepseekV4Cache, span: Span) -> Rows:
-        """The ring and the chosen compressed rows, of one buffer."""
+    def _step_rows(self, best: mx.array | None, cache: DeepseekV4Cache, span: Span) -> Rows:
+        """The ring and the compressed rows, all or the chosen, of one buffer."""
         assert cache.kv is not None
-        W, m = self._args.sliding_window, self._ratio
-        R = span.visible(m, 0) if m else 0
-        if not self.chooses(span):
+        W, m = self.args.sliding_window, self.ratio
+        if best is None:
+            R = span.visible(m, 0) if m else 0
             return Rows(cache.kv[:, : W + R], self._step_mask(span, counting(W + R)[None, None]))
-        assert cache.keys is not None
-        assert new.weights is not None
-        seen = None if span.aligned else span.visible_counts(m, 0, 1)
-        y = self.indexer.wq_b(new.qr) if new.index_q is None else new.index_q
-        best = self.indexer.select(y, new.weights, cache.keys[:, :R], span.offset, seen)
         mask = None
         if not span.aligned or span.ends[0] < W:
             ring = mx.broadcast_to(counting(W), (span.B, 1, W))
@@ -282,7 +291,7 @@ class Attention(nn.Module):
 
     def _step_mask(self, span: Span, index: mx.array) -> mx.array | None:
         """[B or 1, 1, K] which of the buffer slots `index` hold something for each row."""
-        W, m = self._args.sliding_window, self._ratio
+        W, m = self.args.sliding_window, self.ratio
         if span.aligned and span.ends[0] >= W:
             return None
         ends = mx.array(span.ends[:1] if span.aligned else span.ends)[:, None, None]
@@ -300,22 +309,22 @@ class Attention(nn.Module):
                 new = new._replace(qr=mx.depends(new.qr, tiles[-1]))
             tiles.append(self._tile(new, near, cache, span, i0, i1))
             i0 = i1
-        cache.set_ring(pick(near, span.ring_sources(self._args.sliding_window)))
+        cache.set_ring(pick(near, span.ring_sources(self.args.sliding_window)))
         return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=1)
 
     def _tile_end(self, span: Span, i0: int) -> int:
         """Where the tile from i0 ends: its queries all see everything, or all choose."""
-        sparse, m = self._is_sparse(span, i0), self._ratio
+        sparse, m = self._is_sparse(span, i0), self.ratio
         R = span.visible(m, span.T - 1) if m else 0
         most = CPU_TILE if Switch.on_host else TILES[0]
-        i1 = min(i0 + min(most, tile_size(self._args, span.B, R, sparse)), span.T)
+        i1 = min(i0 + min(most, tile_size(self.args, span.B, R, sparse)), span.T)
         if not sparse and self._is_sparse(span, i1 - 1):
             i1 = next(i for i in range(i0 + 1, i1 + 1) if self._is_sparse(span, i))
         return i1
 
     def _is_sparse(self, span: Span, i: int) -> bool:
         """Whether any query at token `i` sees more rows than it may attend to."""
-        return self._ratio == SPARSE and span.visible(SPARSE, i) > self._args.index_topk
+        return self.ratio == SPARSE and span.visible(SPARSE, i) > self.args.index_topk
 
     def _tile(
         self,
@@ -327,25 +336,25 @@ class Attention(nn.Module):
         i1: int,
     ) -> mx.array:
         """Attention output of tokens i0..i1, [B, i1-i0, D]."""
-        W, t = self._args.sliding_window, i1 - i0
+        W, t = self.args.sliding_window, i1 - i0
         mask = band(t, W)
         unwritten = span.unwritten(W, i0 + 1, t + W - 1)
         if unwritten is not None:
             mask = mask & unwritten
         parts = [Rows(near[:, i0 + 1 : i1 + W], mask)]
-        if self._ratio and span.visible(self._ratio, i1 - 1):
+        if self.ratio and span.visible(self.ratio, i1 - 1):
             parts.append(self._far(new, cache, span, i0, i1))
         offset = span.shifted(i0)
         q = self._queries(self.wq_b(new.qr[:, i0:i1]), offset)
-        o = self._rope(attend(q, parts, self.attn_sink), offset, inverse=True)
+        o = self.rope(attend(q, parts, self.attn_sink), offset, inverse=True)
         return self.output(o, new.qr.dtype)
 
     def _far(self, new: Projected, cache: DeepseekV4Cache, span: Span, i0: int, i1: int) -> Rows:
         """The compressed rows for tokens i0..i1: all that are visible, or each token's best."""
         assert cache.kv is not None
-        W, R = self._args.sliding_window, span.visible(self._ratio, i1 - 1)
+        W, R = self.args.sliding_window, span.visible(self.ratio, i1 - 1)
         rows = cache.kv[:, W : W + R]
-        seen = span.visible_counts(self._ratio, i0, i1)
+        seen = span.visible_counts(self.ratio, i0, i1)
         if not self._is_sparse(span, i1 - 1):
             return Rows(rows, counting(R) < seen[..., None])
         assert cache.keys is not None

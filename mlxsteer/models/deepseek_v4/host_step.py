@@ -1,7 +1,8 @@
-"""A decode step of one row on a CPU: all of a layer but the attending itself, in NumPy.
+"""A decode step of one row on a CPU: a layer in NumPy, but for what its cache keeps.
 
 A product with one row does little but read its matrix. Measured on x86 with NumPy 2.4: `einsum`
 reads 21 GB/s, OpenBLAS's product with a vector 11 to 14, and as MLX calls it (two matrices) 9.
+OpenBLAS's threads also spin for a while after each product, on cores that others need.
 The layers' modules are the definition, and all that a GPU runs; tests hold this file to them.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxsteer.models.deepseek_v4.attention import Attention, Projected
+from mlxsteer.models.deepseek_v4.attention import Attention, Projected, softmax_with_sink
 from mlxsteer.models.deepseek_v4.cache import DeepseekV4Cache
 from mlxsteer.models.deepseek_v4.experts import Gate, MoE, swiglu
 from mlxsteer.models.deepseek_v4.fusing import Switch
@@ -120,15 +121,35 @@ def _attention(attn: Attention, x: np.ndarray, cache: DeepseekV4Cache, span: Spa
         _given(qr),
         _given(kv),
         _given(np.concatenate(rows)) if rows else None,
-        q=_given(_times(attn.wq_b, qr)),
         index_q=_given(_times(attn.indexer.wq_b, qr)) if attn.chooses(span) else None,
     )
-    o = attn.step(new, cache, span)
-    mx.eval(o, cache.arrays)
+    best = attn.store(new, cache, span)
+    mx.eval(cache.arrays, [] if best is None else best)
+    o = _attended(attn, _times(attn.wq_b, qr), _seen(attn, cache, best, span), span.starts[0])
     wo_a = _array(attn.wo_a.weight)
-    return _times(
-        attn.wo_b, np.einsum("goi,gi->go", wo_a, _array(o).reshape(len(wo_a), -1)).ravel()
-    )
+    return _times(attn.wo_b, np.einsum("goi,gi->go", wo_a, o.reshape(len(wo_a), -1)).ravel())
+
+
+def _seen(attn: Attention, cache: DeepseekV4Cache, best: mx.array | None, span: Span) -> np.ndarray:
+    """The rows [K, d] that the token attends to: of the ring, and compressed ones."""
+    assert cache.kv is not None
+    kv, end, W = _array(cache.kv)[0], span.ends[0], cache.shape.window
+    if best is not None:
+        far = kv[W + _array(best).ravel()]
+    else:
+        far = kv[W : W + (span.visible(attn.ratio, 0) if attn.ratio else 0)]
+    return np.concatenate([kv[: min(end, W)], far])
+
+
+def _attended(attn: Attention, y: np.ndarray, rows: np.ndarray, position: int) -> np.ndarray:
+    """y [H*d] from `wq_b`, rows [K, d] -> what the heads read, [H, d], for `wo_a`."""
+    d = rows.shape[-1]
+    q = y.reshape(-1, d)
+    squares = np.einsum("hd,hd->h", q, q)[:, None] / d
+    q = attn.rope.turned(q / np.sqrt(d * (squares + np.float32(attn.eps))), position)
+    scores = np.einsum("hd,kd->hk", q, rows)[None, :, None]
+    p = softmax_with_sink(scores, _array(attn.attn_sink))[0, :, 0]
+    return attn.rope.turned(np.einsum("hk,kd->hd", p, rows), position, inverse=True)
 
 
 def _experts(moe: MoE, x: np.ndarray, ids: mx.array) -> np.ndarray:

@@ -59,6 +59,7 @@ class Rope:
         self._back = -self.periods
         self._inverse = np.float32(1) / periods
         self._phases = lru_cache(maxsize=8)(self._make_phases)
+        self._phases_mx = lru_cache(maxsize=8)(lambda *of: mx.array(self._phases(*of)))
 
     def __call__(
         self, x: mx.array, offset: int | mx.array, *, step: int = 1, inverse: bool = False
@@ -84,16 +85,21 @@ class Rope:
     ) -> mx.array:
         """One token on a CPU, where `mx.fast.rope` is twenty operations: pairs are complex."""
         starts = (offset,) if isinstance(offset, int) else tuple(map(int, np.array(offset)))
-        phases = self._phases(starts, x.shape[-2], step, inverse)
+        phases = self._phases_mx(starts, x.shape[-2], step, inverse)
         phases = phases.reshape(-1, *[1] * (x.ndim - 3), *phases.shape[1:])
         return (x.view(mx.complex64) * phases).view(mx.float32)
 
-    def _make_phases(self, starts: tuple[int, ...], T: int, step: int, inverse: bool) -> mx.array:
+    def turned(self, x: np.ndarray, position: int, *, inverse: bool = False) -> np.ndarray:
+        """Rows x [..., width] float32, all of one position."""
+        phases = self._phases((position,), 1, 1, inverse)[0, 0]
+        return (x.view(np.complex64) * phases).view(np.float32)
+
+    def _make_phases(self, starts: tuple[int, ...], T: int, step: int, inverse: bool) -> np.ndarray:
         """exp(i angle), [B or 1, T, width/2]. Angles are float32, as everywhere."""
         positions = (np.array(starts)[:, None] + np.arange(T)) * step
         angles = positions.astype(np.float32)[..., None] * self._inverse
         turns = np.exp((-1j if inverse else 1j) * angles.astype(np.float64))
-        return mx.array(turns.astype(np.complex64))
+        return turns.astype(np.complex64)
 
 
 @lru_cache(maxsize=16)
