@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub.errors import LocalTokenNotFoundError
@@ -146,6 +151,64 @@ print(abs(np.array(model(mx.array(golden["ids"][None]))[0]) - golden["logits"]).
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert float(done.stdout or "nan") < 1e-4, done.stderr
+
+
+@pytest.mark.slow
+def test_mlx_lm_evaluates_and_serves_a_portable_folder(tmp_path: Path) -> None:
+    """Its perplexity is the golden logits', and its server answers, without mlxsteer."""
+    source, out = shutil.copytree(TINY, tmp_path / "model"), tmp_path / "out"
+    write_tokenizer(source)
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "?"}
+    (source / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert typed(source, "--out", out, "--portable").exit_code == 0
+    golden = np.load(FIXTURES / "tiny_fp8fp4.npz")
+    begin = f"""
+import sys
+sys.modules["mlxsteer"] = None
+import mlx.core as mx, numpy as np
+from mlx_lm import perplexity, server, utils
+golden = np.load({str(FIXTURES / "tiny_fp8fp4.npz")!r})
+"""
+    evaluation = f"""
+model, _ = utils.load({str(out)!r}, trust_remote_code=True)
+model.set_dtype(mx.float32)
+print(perplexity.eval_ppl(model, mx.array(golden["ids"][None]))[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", begin + evaluation], capture_output=True, text=True
+    )
+    logits, ids = golden["logits_qat"].astype(np.float64)[:-1], golden["ids"][1:]
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids)), ids]
+    assert float(done.stdout.split()[-1]) == pytest.approx(np.exp(losses.mean()), rel=1e-3)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--model", str(out), "--trust-remote-code", "--port", str(port)]
+    serving = f"sys.argv[1:] = {words!r}\nserver.main()"
+    with subprocess.Popen([sys.executable, "-c", begin + serving]) as running:
+        try:
+            answer = completion(port, {"prompt": "one two three", "max_tokens": 2})
+        finally:
+            running.kill()
+    assert answer["usage"]["prompt_tokens"] == 3
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def completion(port: int, body: dict[str, Any]) -> Any:
+    """The answer of a server that may not have started yet."""
+    request = Request(
+        f"http://127.0.0.1:{port}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    for _ in range(60):
+        try:
+            with urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except URLError:
+            time.sleep(0.5)
+    raise AssertionError("the server did not start in 30 seconds")
 
 
 def test_importance_from_texts_to_a_smaller_model(
